@@ -1,0 +1,1 @@
+"""Settings: what a model is, and what a run does. Nothing here imports torch."""
