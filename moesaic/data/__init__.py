@@ -1,0 +1,1 @@
+"""Tokenizers, data sources and the loader that turns documents into batches."""

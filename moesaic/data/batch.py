@@ -1,0 +1,54 @@
+"""`Batch`: what the loader hands to a model.
+
+Axes: B sequences, S positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a position that is not learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of tokens with what is to be predicted at each position. All int64, all B × S."""
+
+    ids_BS: Tensor
+    """Tokens fed to the model."""
+    labels_BS: Tensor
+    """Token to predict at each position, already shifted; -100 where nothing is learned."""
+    positions_BS: Tensor
+    """Position within the document; restarts at 0 with every document."""
+    documents_BS: Tensor
+    """Which document of its row a token belongs to; padding is a document of its own."""
+
+    def __post_init__(self) -> None:
+        for rows_BS in (self.labels_BS, self.positions_BS, self.documents_BS):
+            assert rows_BS.shape == self.ids_BS.shape
+            assert rows_BS.dtype == self.ids_BS.dtype == torch.int64
+
+    @property
+    def learned(self) -> int:
+        """Positions with a label."""
+        return int((self.labels_BS != IGNORED).sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(
+            ids_BS=self.ids_BS.to(device),
+            labels_BS=self.labels_BS.to(device),
+            positions_BS=self.positions_BS.to(device),
+            documents_BS=self.documents_BS.to(device),
+        )
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """A micro-batch: sequences ``start`` up to ``stop``."""
+        return Batch(
+            ids_BS=self.ids_BS[start:stop],
+            labels_BS=self.labels_BS[start:stop],
+            positions_BS=self.positions_BS[start:stop],
+            documents_BS=self.documents_BS[start:stop],
+        )
