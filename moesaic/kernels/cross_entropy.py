@@ -1,0 +1,60 @@
+"""The vocabulary head and its cross-entropy in chunks of tokens: all logits never exist at once.
+
+Letters: T tokens, D hidden, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moesaic.kernels.reference import IGNORED
+
+_CHUNK_LOGITS = 2**25
+"""Logits held at a time: 128 MiB in float32."""
+_SMALLEST_CHUNK = 256
+"""Tokens below which the matmul would be too thin to be fast."""
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    """The gradient is computed with the loss, so that each chunk's logits are computed once."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
+        learned = (labels_T != IGNORED).nonzero().squeeze(1)
+        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        weight = weight_VD.to(hidden_TD.dtype)
+        wide = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=hidden_TD.device)
+        d_hidden = torch.zeros_like(hidden_TD) if wants_hidden else None
+        d_weight = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
+        chunk = max(_SMALLEST_CHUNK, _CHUNK_LOGITS // weight_VD.shape[0])
+        for tokens in learned.split(chunk):
+            hidden, labels = hidden_TD.index_select(0, tokens), labels_T[tokens].unsqueeze(1)
+            logits = F.linear(hidden, weight).to(wide)
+            log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (log_total - logits.gather(1, labels)).sum()
+            if d_hidden is None and d_weight is None:
+                continue
+            grad = logits.sub_(log_total).exp_()
+            grad.scatter_add_(1, labels, grad.new_full((), -1.0).expand_as(labels))
+            grad = grad.to(hidden_TD.dtype)
+            if d_hidden is not None:
+                d_hidden.index_copy_(0, tokens, grad @ weight)
+            if d_weight is not None:
+                d_weight += grad.t() @ hidden
+        ctx.grads = (d_hidden, None if d_weight is None else d_weight.to(weight_VD.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        d_hidden, d_weight = ctx.grads
+        del ctx.grads
+        scaled = (None if d is None else d.mul_(grads[0].to(d.dtype)) for d in (d_hidden, d_weight))
+        return (*scaled, None)  # type: ignore[return-value]
+
+
+def cross_entropy_sum(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
+    """`reference.cross_entropy_sum` with bounded memory. It can be differentiated once."""
+    return _CrossEntropySum.apply(hidden_TD, weight_VD, labels_T)  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""The decoder of the DeepSeek family, in plain single-device PyTorch."""

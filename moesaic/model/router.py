@@ -1,0 +1,150 @@
+"""Routers: which K of the E routed experts each token goes to, and with what gate values.
+
+Letters: B sequences, S positions, T tokens, D hidden, E experts, G expert groups, K experts chosen
+per token.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moesaic.config.model import ModelConfig
+from moesaic.model.context import Context
+from moesaic.model.routing import Routing
+
+_TINY = 1e-20
+"""Added to the sum that normalises gate values, as in the published code."""
+
+
+class Router(nn.Module):
+    """Scores in float32, a choice among the allowed experts, gate values from the scores.
+
+    Scores are taken over all E experts whatever is allowed, so a token whose natural choice is
+    allowed gets exactly its natural gate values.
+
+    Source: DeepSeekMoE (arXiv 2401.06066) eq. 9-11; DeepSeek-V2 (arXiv 2405.04434) section 2.2.2;
+    DeepSeek-V3 (arXiv 2412.19437) eq. 12-16.
+    """
+
+    weight: Tensor
+    e_score_correction_bias: Tensor | None
+    allowed: Tensor | None
+
+    def __init__(self, config: ModelConfig, allowed: Sequence[int]) -> None:
+        super().__init__()
+        assert config.num_experts_per_tok
+        self.n_chosen, self.n_groups = config.num_experts_per_tok, config.groups
+        self.kept_groups = (config.topk_group or 1) if self.n_groups > 1 else 1
+        self.scoring_func = config.scoring_func
+        self.norm_topk_prob = config.norm_topk_prob
+        self.routed_scaling_factor = config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.empty(config.experts, config.hidden_size))
+        bias = (
+            torch.zeros(config.experts, dtype=torch.float32)
+            if config.topk_method == "noaux_tc"
+            else None
+        )
+        self.register_buffer("e_score_correction_bias", bias)
+        self.register_buffer("allowed", _mask(allowed, config.experts), persistent=False)
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        """Choose K experts for every token.
+
+        Returns:
+            The routing. Gate values come from the scores without the bias: the bias moves the
+            choice, never the gate value.
+        """
+        with torch.autocast(x_TD.device.type, enabled=False):
+            wide = x_TD if x_TD.dtype == torch.float64 else x_TD.float()
+            logits_TE = F.linear(wide, self.weight.to(wide.dtype))
+        if self.scoring_func == "sigmoid":
+            scores_TE = logits_TE.sigmoid()
+        else:
+            scores_TE = logits_TE.softmax(dim=-1)
+        ids_TK = self._choose(scores_TE.detach())
+        weights_TK = scores_TE.gather(1, ids_TK)
+        if self.norm_topk_prob:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _TINY)
+        if self.routed_scaling_factor != 1:
+            weights_TK = weights_TK * self.routed_scaling_factor
+        return routing(scores_TE, ids_TK, weights_TK, context)
+
+    def _choose(self, scores_TE: Tensor) -> Tensor:
+        """Ids of the K best experts, in the best groups where the choice is limited to groups."""
+        if self.e_score_correction_bias is not None:
+            scores_TE = scores_TE + self.e_score_correction_bias
+        if self.allowed is not None:
+            scores_TE = scores_TE.masked_fill(~self.allowed, float("-inf"))
+        if self.n_groups > 1:
+            scores_TE = self._limit_to_groups(scores_TE)
+        return torch.topk(scores_TE, self.n_chosen, dim=-1).indices
+
+    def _limit_to_groups(self, scores_TE: Tensor) -> Tensor:
+        """Lower the experts outside the best groups, below all others inside them.
+
+        A group's score is its best expert's, or with the choice bias the sum of its best two.
+        Experts outside stay above the forbidden ones: where few are allowed, the best groups may
+        hold fewer than K of them, and the rest come from the other groups.
+        """
+        grouped_TGe = scores_TE.unflatten(1, (self.n_groups, -1))
+        n_best = 1 if self.e_score_correction_bias is None else min(2, grouped_TGe.shape[2])
+        best_TGK = grouped_TGe.topk(n_best, dim=-1).values
+        if n_best == 2 and self.allowed is not None:
+            second = best_TGK[..., 1].masked_fill(best_TGK[..., 1].isinf(), 0.0)
+            score_TG = best_TGK[..., 0] + second
+        else:
+            score_TG = best_TGK.sum(-1)
+        outside_TG = torch.ones_like(score_TG, dtype=torch.bool)
+        outside_TG.scatter_(1, score_TG.topk(self.kept_groups, dim=-1).indices, False)
+        outside_TE = outside_TG.repeat_interleave(grouped_TGe.shape[2], dim=1)
+        if self.allowed is None:
+            return scores_TE.masked_fill(outside_TE, float("-inf"))
+        finite = scores_TE.masked_fill(scores_TE.isinf(), 0.0)
+        below = 1.0 + finite.amax(-1, keepdim=True) - finite.amin(-1, keepdim=True)
+        return torch.where(outside_TE, scores_TE - below, scores_TE)
+
+
+class HashRouter(nn.Module):
+    """Sends a token to one expert by a fixed hash of its id; nothing is learned.
+
+    Source: Roller et al. 2021 (arXiv 2106.04426) section 3, random hash; the baseline of
+    DeepSeekMoE (arXiv 2401.06066) table 1.
+    """
+
+    def __init__(self, config: ModelConfig, allowed: Sequence[int], layer: int) -> None:
+        super().__init__()
+        self.n_experts, self.layer = config.experts, layer
+        self.register_buffer("choices", torch.tensor(list(allowed)), persistent=False)
+
+    choices: Tensor
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        """The expert each token's id hashes to, with gate value 1."""
+        mixed = context.ids_BS.flatten() + 1 + 0x9E3779B1 * (self.layer + 1)
+        for factor in (0x85EBCA6B, 0xC2B2AE35):  # the finaliser of MurmurHash3, 32 bit
+            mixed = ((mixed ^ (mixed >> 16)) * factor) & 0xFFFFFFFF
+        mixed = mixed ^ (mixed >> 16)
+        ids_TK = self.choices[mixed % len(self.choices)].unsqueeze(1)
+        scores_TE = F.one_hot(ids_TK.squeeze(1), self.n_experts).float()
+        return routing(scores_TE, ids_TK, scores_TE.gather(1, ids_TK), context)
+
+
+def routing(scores_TE: Tensor, ids_TK: Tensor, weights_TK: Tensor, context: Context) -> Routing:
+    """The routing of a choice, with its load, and dropped pairs where the pass asks for them."""
+    ones = torch.ones_like(ids_TK, dtype=torch.int64).flatten()
+    load_E = ids_TK.new_zeros(scores_TE.shape[1]).index_add_(0, ids_TK.flatten(), ones)
+    if context.dropping is None:
+        return Routing(scores_TE, ids_TK, weights_TK, load_E)
+    kept_TK = context.dropping.kept(scores_TE, ids_TK)
+    return Routing(scores_TE, ids_TK, weights_TK * kept_TK, load_E, kept_TK)
+
+
+def _mask(allowed: Sequence[int], n_experts: int) -> Tensor | None:
+    """bool [E]; None where every expert is allowed."""
+    if len(allowed) == n_experts:
+        return None
+    mask_E = torch.zeros(n_experts, dtype=torch.bool)
+    mask_E[list(allowed)] = True
+    return mask_E
