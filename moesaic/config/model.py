@@ -232,11 +232,13 @@ def _check_attention(config: ModelConfig) -> None:
     if config.is_latent:
         for name, value in latent.items():
             if value is None:
-                raise ValueError(f"kv_lora_rank={config.kv_lora_rank} needs {name}; give it a width")
+                raise ValueError(
+                    f"kv_lora_rank={config.kv_lora_rank} needs {name}; give it a width"
+                )
         if config.num_key_value_heads != config.num_attention_heads:
             raise ValueError(
-                f"num_key_value_heads={config.num_key_value_heads} contradicts kv_lora_rank: latent "
-                f"attention has as many as num_attention_heads={config.num_attention_heads}"
+                f"num_key_value_heads={config.num_key_value_heads} contradicts kv_lora_rank: "
+                f"latent attention has as many as num_attention_heads={config.num_attention_heads}"
             )
     else:
         for name in ("q_lora_rank", *latent):
@@ -257,7 +259,9 @@ def _check_attention(config: ModelConfig) -> None:
             )
     if config.rope_dim % 2:
         name = "qk_rope_head_dim" if config.is_latent else "hidden_size / num_attention_heads"
-        raise ValueError(f"{name}={config.rope_dim} is odd; rotary position turns pairs: make it even")
+        raise ValueError(
+            f"{name}={config.rope_dim} is odd; rotary position turns pairs, make it even"
+        )
 
 
 def _check_experts(config: ModelConfig) -> None:
@@ -285,8 +289,8 @@ def _check_experts(config: ModelConfig) -> None:
         )
     if config.topk_method == "noaux_tc" and config.scoring_func != "sigmoid":
         raise ValueError(
-            f"scoring_func={config.scoring_func!r} contradicts topk_method='noaux_tc', whose choice "
-            "bias is defined on sigmoid scores; set scoring_func to 'sigmoid'"
+            f"scoring_func={config.scoring_func!r} contradicts topk_method='noaux_tc', whose "
+            "choice bias is defined on sigmoid scores; set scoring_func to 'sigmoid'"
         )
     _check_groups(config, experts, chosen)
 

@@ -1,4 +1,4 @@
-"""`Settings`: strict, frozen settings whose errors name the key, its value, the rule and the fix."""
+"""`Settings`: strict and frozen; errors name the key, its value, the rule and the fix."""
 
 from collections.abc import Mapping
 from typing import Any, Self, get_args

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class _RmsNorm(torch.autograd.Function):
-    """Keeps the input and one scale per row; the reference form under autograd keeps four copies."""
+    """Keeps the input and one scale per row; plain autograd keeps four copies of the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

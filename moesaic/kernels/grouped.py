@@ -82,7 +82,7 @@ class Layout:
         return torch.bmm(grouped, matrices).flatten(0, 1)
 
     def outer(self, left: Tensor, right: Tensor, n_experts: int) -> Tensor:
-        """Sum over each expert's rows of their outer products: [rows, a], [rows, b] to [e, a, b]."""
+        """Sum of outer products over each expert's rows: [rows, a], [rows, b] to [e, a, b]."""
         if self.ends_e is not None:
             return F.grouped_mm(left.t(), right, offs=self.ends_e)
         left, right = (rows.unflatten(0, (n_experts, -1)) for rows in (left, right))
@@ -91,7 +91,7 @@ class Layout:
 
 class _Experts(torch.autograd.Function):
     """Keeps the hidden states (shared with the residual stream) and the inner rows before the
-    activation; everything else is computed again. Weight gradients only where they are asked for."""
+    activation; the rest is computed again. Weight gradients only where they are asked for."""
 
     @staticmethod
     def forward(

@@ -79,7 +79,7 @@ def attention(
 
 
 def cross_entropy_sum(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
-    """Sum over learned positions of −log p(label), with logits ``hidden · weightᵀ``.
+    """Sum over learned positions of -log p(label), with logits ``hidden · weightᵀ``.
 
     Args:
         hidden_TD: hidden states after the last norm.

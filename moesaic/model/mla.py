@@ -28,7 +28,9 @@ class LatentAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        assert config.kv_lora_rank and config.qk_nope_head_dim and config.qk_rope_head_dim
+        assert config.kv_lora_rank
+        assert config.qk_nope_head_dim
+        assert config.qk_rope_head_dim
         self.layer, self.scale = layer, softmax_scale(config)
         self.n_heads, self.latent = config.num_attention_heads, config.kv_lora_rank
         self.unrotated, self.rotated = config.qk_nope_head_dim, config.qk_rope_head_dim

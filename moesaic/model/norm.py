@@ -7,7 +7,7 @@ from moesaic.kernels.elementwise import rms_norm
 
 
 class RMSNorm(nn.Module):
-    """Scale to unit root mean square, then by a learned weight. See `kernels.reference.rms_norm`."""
+    """Unit root mean square times a learned weight. See `kernels.reference.rms_norm`."""
 
     weight: Tensor
 

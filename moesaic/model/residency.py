@@ -9,7 +9,7 @@ from moesaic.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """Per layer the resident and the allowed experts. Layers left out hold and allow all of theirs."""
+    """Per layer the resident and the allowed experts. Layers left out hold and allow all."""
 
     resident: Mapping[int, tuple[int, ...]]
     """Layer → experts held here, ascending; the rest are parked."""

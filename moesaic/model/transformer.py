@@ -30,7 +30,7 @@ class ModelLoss:
     """Sums over learned positions, in nats, not means: batches of any size add up."""
 
     next_token: Tensor
-    """Sum of −log p of the next token."""
+    """Sum of -log p of the next token."""
     tokens: Tensor
     """int64, positions it is summed over."""
     mtp: tuple[Tensor, ...] = ()
@@ -124,7 +124,7 @@ class Transformer(nn.Module):
 
         Args:
             ids_BS: token ids, int64.
-            labels_BS: the id to be predicted *at* each position, −100 where nothing is learned.
+            labels_BS: the id to be predicted *at* each position, -100 where nothing is learned.
             positions_BS: see `forward`.
             documents_BS: see `forward`.
             trace: receives every layer's routing, prediction modules included.
