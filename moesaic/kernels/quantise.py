@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 """Largest float8 e4m3 value."""
 BLOCK = (128, 128)
@@ -21,6 +22,8 @@ class Fp8Weight:
     """float8 e4m3, the shape of the matrix."""
     weight_scale_inv: Tensor
     """float32, one per block: what a stored value is multiplied by to get it back."""
+    block: tuple[int, int] = BLOCK
+    """Rows and columns that share a scale."""
 
 
 def block_grid(shape: tuple[int, ...], block: tuple[int, int] = BLOCK) -> tuple[int, int]:
@@ -42,17 +45,17 @@ def quantise(weight: Tensor, block: tuple[int, int] = BLOCK) -> Fp8Weight:
     padded = F.pad(weight.detach().float(), missing)
     blocks = padded.view(down, block_rows, across, block_columns)
     scale = (blocks.abs().amax(dim=(1, 3)) / FP8_MAX).clamp(min=_SMALLEST_SCALE)
-    values = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
-    return Fp8Weight(values.view(padded.shape)[:rows, :columns].contiguous(), scale)
+    values = (blocks / scale[:, None, :, None]).to(FP8)
+    return Fp8Weight(values.view(padded.shape)[:rows, :columns].contiguous(), scale, block)
 
 
-def dequantise(stored: Fp8Weight, block: tuple[int, int] = BLOCK) -> Tensor:
+def dequantise(stored: Fp8Weight) -> Tensor:
     """The float32 matrix that FP8 blocks stand for: every value times the scale of its block.
 
     Source: the published inference code of DeepSeek-V3 (``weight_dequant_kernel``).
     """
     rows, columns = stored.weight.shape
     scale = stored.weight_scale_inv.float()
-    scale = scale.repeat_interleave(block[0], dim=0)[:rows]
-    scale = scale.repeat_interleave(block[1], dim=1)[:, :columns]
+    scale = scale.repeat_interleave(stored.block[0], dim=0)[:rows]
+    scale = scale.repeat_interleave(stored.block[1], dim=1)[:, :columns]
     return stored.weight.float() * scale

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from moesaic.checkpoint.files import Reader
-from moesaic.checkpoint.load import load_into
+from moesaic.checkpoint.load import Reader, load_into
 from moesaic.config.model import ModelConfig
 from moesaic.errors import ConfigError, suggest
 from moesaic.model.residency import Residency

@@ -1,0 +1,1 @@
+"""Checkpoints in the published layout: read, checked, written and digested, tensor by tensor."""

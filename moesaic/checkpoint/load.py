@@ -1,0 +1,164 @@
+"""Read a checkpoint: one tensor at a time, only those asked for, into memory that is there."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moesaic.checkpoint.check import check, tied_head
+from moesaic.checkpoint.files import fill_, read_tensor
+from moesaic.checkpoint.header import StoredTensor
+from moesaic.checkpoint.names import SCALE, Place, Resident, places, state_shapes
+from moesaic.checkpoint.quantised import plain, read_fp8
+from moesaic.errors import CheckpointError, suggest
+from moesaic.kernels.quantise import BLOCK, FP8, Fp8Weight
+from moesaic.planner.inventory import TensorSpec, tensors
+
+_ROWS_COMPARED = 16
+
+
+class Reader:
+    """A checkpoint folder that has been checked in full, read one tensor at a time.
+
+    No file stays open, and nothing but headers is in memory.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        """Check the folder.
+
+        Raises:
+            CheckpointError: if anything is missing, unexpected, damaged, or of the wrong shape or
+                type; the message lists what.
+        """
+        report = check(folder)
+        if not report.is_sound:
+            raise report.error()
+        self.folder = report.folder
+        self.config = report.config
+        self._stored = report.stored
+        self._specs = {spec.name: spec for spec in tensors(report.config)}
+        quantised = report.config.quantization_config
+        self._block = quantised.weight_block_size if quantised else BLOCK
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The published names of the model's tensors."""
+        return tuple(self._specs)
+
+    def locate(self, name: str) -> StoredTensor:
+        """Where a tensor is stored; one that repeats another may be where that one is.
+
+        Raises:
+            CheckpointError: if the model has no such tensor.
+        """
+        spec = self._specs.get(name)
+        if spec is None:
+            raise CheckpointError(f"{self.folder} has no tensor {name}{suggest(name, self._specs)}")
+        return self._stored[name if name in self._stored else spec.copy_of or name]
+
+    def stored(self, name: str) -> Tensor | Fp8Weight:
+        """One tensor as it is stored, on the CPU."""
+        found = self.locate(name)
+        if found.dtype == FP8:
+            return read_fp8(found, self._stored[found.name + SCALE], self._block)
+        return read_tensor(found)
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor, on the CPU.
+
+        Args:
+            name: its published name.
+            dtype: None keeps the stored type, and makes FP8 blocks float32.
+
+        Raises:
+            CheckpointError: if the model has no such tensor.
+        """
+        tensor = plain(self.stored(name))
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def read_into_(self, out: Tensor, name: str) -> None:
+        """Fill ``out`` with one tensor, in the type and on the device of ``out``."""
+        found = self.locate(name)
+        same = out.dtype == found.dtype != FP8 and out.device.type == "cpu"
+        if same and out.is_contiguous():
+            fill_(out, found)
+        else:
+            out.detach().copy_(self.read(name))
+
+    def check_repeats(self) -> None:
+        """Compare rows of the tensors that repeat another with those of the other.
+
+        Raises:
+            CheckpointError: if one differs: the model would not be what the folder says.
+        """
+        head = tied_head(self.config)
+        for spec in (*self._specs.values(), *([head] if head else [])):
+            if spec.copy_of is None or spec.name not in self._stored:
+                continue
+            repeated = self._sample(self._stored[spec.name])
+            if not torch.equal(repeated, self._sample(self._stored[spec.copy_of])):
+                raise CheckpointError(f"{self.folder}: {_difference(spec)}")
+
+    def _sample(self, stored: StoredTensor) -> Tensor:
+        """Some rows from all over a matrix."""
+        rows = stored.shape[0]
+        step = max(1, rows // _ROWS_COMPARED)
+        width = stored.n_bytes // rows
+        found = [
+            replace(stored, shape=stored.shape[1:], start=stored.start + row * width, n_bytes=width)
+            for row in range(0, rows, step)
+        ]
+        return torch.stack([read_tensor(row).float() for row in found])
+
+
+def load_into(
+    reader: Reader, state: Mapping[str, Tensor], resident: Resident | None = None
+) -> None:
+    """Fill a model's tensors in place, reading from disk only what they hold.
+
+    Args:
+        reader: the checkpoint.
+        state: the model's tensors, or some of them, by their names in the model.
+        resident: which experts the stacks hold.
+
+    Raises:
+        CheckpointError: if ``state`` has a tensor that the checkpoint's model has not, or one of
+            another shape; nothing has been read then.
+    """
+    _check_state(reader, state, resident)
+    reader.check_repeats()
+    wanted: list[tuple[StoredTensor, Place]] = []
+    for spec, found in places(reader.config, resident):
+        if found.name in state:
+            wanted.append((reader.locate(spec.name), found))
+    wanted.sort(key=lambda pair: (pair[0].path, pair[0].start))
+    for stored, found in wanted:
+        reader.read_into_(found.of(state[found.name].detach()), stored.name)
+
+
+def _check_state(reader: Reader, state: Mapping[str, Tensor], resident: Resident | None) -> None:
+    shapes = state_shapes(reader.config, resident)
+    for name, tensor in state.items():
+        if name not in shapes:
+            raise CheckpointError(
+                f"the model has a tensor {name}, the checkpoint {reader.folder} has none"
+                f"{suggest(name, shapes)}; build the model from the checkpoint's config.json"
+            )
+        if tuple(tensor.shape) != shapes[name]:
+            raise CheckpointError(
+                f"{name} has shape {list(tensor.shape)} in the model, {list(shapes[name])} in "
+                f"{reader.folder}; build the model from the checkpoint's config.json, with the "
+                "same resident experts"
+            )
+
+
+def _difference(spec: TensorSpec) -> str:
+    return (
+        f"{spec.name} differs from {spec.copy_of}, which it must repeat; fetch both again, or set "
+        "tie_word_embeddings to false in config.json if the head is its own"
+        if spec.role == "head"
+        else f"{spec.name} differs from {spec.copy_of}, which it must repeat: prediction modules "
+        "share embedding and head with the model; fetch both again"
+    )
