@@ -1,4 +1,7 @@
-"""Every error a user can cause, by kind. Each message names the thing, its value, the rule and the fix."""
+"""Every error a user can cause, by kind.
+
+Each message names the thing, its value, the rule and the fix.
+"""
 
 import difflib
 from collections.abc import Iterable

@@ -22,9 +22,10 @@ _BYTE_UNITS = {
 def count(value: float) -> str:
     """A count in the field's suffixes, three significant digits or more: `15.71 B`, `861.8 M`."""
     for step, suffix in _COUNT_STEPS:
-        if abs(value) >= step:
-            scaled = value / step
-            return f"{scaled:.2f} {suffix}" if scaled < 100 else f"{scaled:.1f} {suffix}"
+        scaled = value / step
+        if abs(scaled) >= 0.99995:  # what would print as 1000.0 of the smaller suffix
+            digits = 1 if abs(scaled) >= 99.995 else 2
+            return f"{scaled:.{digits}f} {suffix}"
     return f"{value:.0f}" if value == int(value) else f"{value:.2f}"
 
 
@@ -40,7 +41,7 @@ def gib(n_bytes: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time a person can read: `0.8 s`, `3 min 20 s`, `1 h 45 min`, `2 d 3 h`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     total = round(seconds)
     for unit, big, small_unit, small in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
@@ -59,11 +60,11 @@ def parse_bytes(text: str) -> int:
     if not match or match[2] not in _BYTE_UNITS:
         units = ", ".join(unit for unit in _BYTE_UNITS if unit)
         raise ConfigError(f"{text!r} is not a size; write a number and one of {units}, as in 4GiB")
-    return int(float(match[1]) * _BYTE_UNITS[match[2]])
+    return round(float(match[1]) * _BYTE_UNITS[match[2]])
 
 
 def _bytes(n_bytes: float, base: int, units: tuple[str, ...]) -> str:
     power = 0
-    while abs(n_bytes) >= base and power < len(units) - 1:
+    while round(abs(n_bytes), 1) >= base and power < len(units) - 1:
         n_bytes, power = n_bytes / base, power + 1
     return f"{n_bytes:.0f} {units[0]}" if power == 0 else f"{n_bytes:.1f} {units[power]}"

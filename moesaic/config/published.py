@@ -16,31 +16,53 @@ ARCHITECTURES = {
 
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "attention_dropout": (0, None),
-    "use_mla": (True, None),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0,),
+    "use_mla": (True,),
+    "per_layer_config": ({},),
 }
 """Keys that would change the model, with the values of the published ones."""
 
 _INERT = frozenset(
-    "architectures auto_map aux_loss_alpha seq_aux ep_size pretraining_tp head_dim qk_head_dim "
-    "use_cache torch_dtype dtype transformers_version _name_or_path name_or_path is_encoder_decoder "
-    "is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder "
-    "output_attentions output_hidden_states output_router_logits return_dict return_dict_in_generate "
-    "id2label label2id num_labels problem_type task_specific_params finetuning_task prefix "
-    "chunk_size_feed_forward pruned_heads torchscript tf_legacy_loss use_bfloat16 sep_token_id "
-    "decoder_start_token_id tokenizer_class output_scores forced_bos_token_id forced_eos_token_id "
-    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens "
-    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty "
-    "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size "
-    "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences attn_implementation "
-    "_attn_implementation_autoset unsloth_version unsloth_fixed mlp_layer_types layer_types".split()
-)
-"""Keys that published files carry and that do not change the model: training hints of the
-original framework, and housekeeping of transformers."""
+    """
+    architectures auto_map aux_loss_alpha seq_aux ep_size pretraining_tp head_dim qk_head_dim
+    layer_types mlp_layer_types
 
-_ALIASES = {"num_mtp_layers": "num_nextn_predict_layers", "num_experts": "n_routed_experts"}
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _experts_implementation _flash_attn_2_enabled _name_or_path add_cross_attention
+    attn_implementation chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id dtype experts_implementation finetuning_task id2label is_composition
+    is_decoder is_encoder_decoder label2id name_or_path num_labels output_attentions
+    output_hidden_states output_router_logits prefix problem_type pruned_heads return_dict
+    sep_token_id task_specific_params tf_legacy_loss tie_encoder_decoder tie_last_hidden_states
+    tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed unsloth_version
+    use_bfloat16 use_cache
+
+    assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty
+    forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups
+    num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty
+    return_dict_in_generate suppress_tokens target_lookbehind temperature top_k top_p typical_p
+    """.split()  # noqa: SIM905
+)
+"""Keys that published files carry and that do not change the model: training hints and derived
+values, housekeeping of transformers, and its defaults for generation."""
+
+_INERT_QUANTIZATION: dict[str, tuple[Any, ...]] = {
+    "scale_fmt": ("float", "ue8m0"),
+    "expert_dtype": ("fp8",),
+    "dequantize": (False, True),
+}
+"""Values of keys beside the FP8 blocks that leave the stored form as it is."""
+
+_ALIASES = {
+    "num_mtp_layers": "num_nextn_predict_layers",
+    "num_experts": "n_routed_experts",
+    "num_local_experts": "n_routed_experts",
+}
 
 
 def parse_config(published: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -54,15 +76,16 @@ def parse_config(published: Mapping[str, Any], where: str = "config.json") -> Mo
         ConfigError: for a model of another family, an unknown key, or a setting that no model of
             this family has.
     """
-    data = {_ALIASES.get(key, key): value for key, value in published.items()}
+    data = {_ALIASES.get(key, key): value for key, value in published.items() if value is not None}
     data["model_type"] = _family(data, where)
     for key, allowed in _FIXED.items():
         if key in data and data.pop(key) not in allowed:
             raise ConfigError(
-                f"{where}: {key}={published[key]!r} is not supported; DeepSeek models are published "
+                f"{where}: {key}={published[key]!r} is not supported; these models are published "
                 f"with {allowed[0]!r}"
             )
-    _unify_rope(data)
+    _unify_rope(data, where)
+    _unify_quantization(data, where)
     known = ModelConfig.model_fields
     for key in list(data):
         if key in _INERT:
@@ -72,7 +95,9 @@ def parse_config(published: Mapping[str, Any], where: str = "config.json") -> Mo
                 f"{where}: {key} is not a setting of {data['model_type']} models"
                 f"{suggest(key, known) or '; remove it'}"
             )
-    return ModelConfig.parse(data, where)
+    config = ModelConfig.parse(data, where)
+    _check_derived(config, published, where)
+    return config
 
 
 def read_config(folder: Path | str) -> ModelConfig:
@@ -127,31 +152,75 @@ def published_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 def _family(data: Mapping[str, Any], where: str) -> str:
     """The family, by ``model_type`` or, where that is another's name for it, by architecture."""
-    if data.get("model_type") in ARCHITECTURES:
-        return data["model_type"]
-    by_class = {architecture: family for family, architecture in ARCHITECTURES.items()}
-    for architecture in data.get("architectures") or ():
-        if architecture in by_class:
-            return by_class[architecture]
+    named = str(data.get("model_type"))
+    if named in ARCHITECTURES:
+        return named
+    for family, architecture in ARCHITECTURES.items():
+        if architecture in str(data.get("architectures")):
+            return family
     raise ConfigError(
         f"{where}: model_type={data.get('model_type')!r} is not a DeepSeek architecture"
-        f"{suggest(str(data.get('model_type')), ARCHITECTURES)}; one of "
-        f"{', '.join(ARCHITECTURES)} is needed"
+        f"{suggest(named, ARCHITECTURES)}; one of {', '.join(ARCHITECTURES)} is needed"
     )
 
 
-def _unify_rope(data: dict[str, Any]) -> None:
+def _unify_rope(data: dict[str, Any], where: str) -> None:
     """Newer files keep theta and scaling together in ``rope_parameters``; take them apart."""
-    scaling = data.pop("rope_parameters", None) or data.get("rope_scaling")
-    if scaling is None:
+    key = "rope_parameters" if "rope_parameters" in data else "rope_scaling"
+    if key not in data:
         return
-    scaling = dict(scaling)
-    theta = scaling.pop("rope_theta", None)
-    if theta is not None:
-        data["rope_theta"] = theta
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
-    scaling.pop("type", None)
+    scaling = _table(data.pop(key), f"{where}: {key}")
+    data.pop("rope_scaling", None)
+    if "rope_theta" in scaling:
+        data["rope_theta"] = scaling.pop("rope_theta")
+    older = scaling.pop("type", "default")
+    kind = scaling.pop("rope_type", older)
     for inert in ("partial_rotary_factor", "attention_factor", "truncate"):
         if scaling.get(inert) in (None, 1.0, True):
             scaling.pop(inert, None)
-    data["rope_scaling"] = None if kind == "default" else {"type": kind, **scaling}
+    if kind != "default":
+        data["rope_scaling"] = {"type": kind, **scaling}
+
+
+def _unify_quantization(data: dict[str, Any], where: str) -> None:
+    """Leave out what others write beside the FP8 blocks and what does not change them."""
+    if "quantization_config" not in data:
+        return
+    blocks = _table(data["quantization_config"], f"{where}: quantization_config")
+    method = blocks.get("quant_method")
+    if method != "fp8":
+        raise ConfigError(
+            f"{where}: quantization_config.quant_method={method!r} is not supported; "
+            "convert the weights to 'fp8' blocks or to bfloat16"
+        )
+    for key, values in _INERT_QUANTIZATION.items():
+        if blocks.get(key) in values:
+            del blocks[key]
+    for key in ("modules_to_not_convert", "modules_to_convert", "ignored_layers"):
+        blocks.pop(key, None)  # a tensor is quantised if its scale is stored beside it
+    data["quantization_config"] = blocks
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    """A copy of a nested object, without keys that are null."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}={value!r} is not an object; write its settings in braces")
+    return {key: part for key, part in value.items() if part is not None}
+
+
+def _check_derived(config: ModelConfig, published: Mapping[str, Any], where: str) -> None:
+    """Refuse values that others compute from the configuration, where they contradict it."""
+    layers = range(config.num_hidden_layers)
+    implied: dict[str, Any] = {
+        "qk_head_dim": config.qk_head_dim,
+        "layer_types": ["full_attention" for _ in layers],
+        "mlp_layer_types": ["sparse" if config.has_experts(i) else "dense" for i in layers],
+    }
+    if not config.is_latent:
+        implied["head_dim"] = config.qk_head_dim
+    for key, value in implied.items():
+        if published.get(key) not in (None, value):
+            raise ConfigError(
+                f"{where}: {key}={published[key]!r} contradicts the other settings, which make it "
+                f"{value!r}; remove {key} or correct them"
+            )
