@@ -1,13 +1,19 @@
-"""Compare a checkpoint folder with the inventory of its model, from headers alone."""
+"""Compare a checkpoint folder with the inventory of its model.
+
+Everything is judged from headers, but that tensors which repeat another do so: some of their rows
+are read.
+"""
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from moesaic.checkpoint.files import read_tensor
 from moesaic.checkpoint.folder import Contents, Kind, Problem, inside, read_contents
 from moesaic.checkpoint.header import DTYPE_NAMES, StoredTensor
 from moesaic.checkpoint.names import SCALE
@@ -21,6 +27,7 @@ from moesaic.units import count, gb
 _WEIGHT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _SHOWN = 8
+_ROWS_COMPARED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,11 @@ class Report:
         return not self.problems
 
     @property
+    def parameters(self) -> int:
+        """Parameters of the model, tensors that repeat another not counted."""
+        return sum(spec.size for spec in tensors(self.config) if spec.copy_of is None)
+
+    @property
     def n_bytes(self) -> int:
         """Size of all tensors."""
         return sum(tensor.n_bytes for tensor in self.stored.values())
@@ -58,6 +70,10 @@ class Report:
         found = Counter(DTYPE_NAMES[tensor.dtype] for tensor in self.stored.values())
         return dict(found.most_common())
 
+    def with_damage(self, name: str, text: str) -> "Report":
+        """The same with one more problem."""
+        return replace(self, problems=(*self.problems, Problem("damaged", name, text)))
+
     def error(self) -> CheckpointError:
         """The problems as an error."""
         return CheckpointError(
@@ -70,7 +86,8 @@ class Report:
         lines = [
             f"{self.folder}: {self.config.model_type}, {self.config.num_hidden_layers} layers, "
             f"{self.config.experts} experts",
-            f"{len(self.files)} files | {len(self.stored)} tensors ({dtypes}) | {gb(self.n_bytes)}",
+            f"{count(self.parameters)} parameters | {len(self.stored)} tensors ({dtypes}) | "
+            f"files: {len(self.files)} | {gb(self.n_bytes)}",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
         if self.ignored:
@@ -112,6 +129,8 @@ def check(folder: Path | str) -> Report:
             ignored.append(name)
         elif name not in specs:
             problems += _judge_extra(stored, specs, contents, config)
+    if not problems:
+        problems += _compare_repeats(specs, contents, config)
     return Report(
         folder,
         config,
@@ -123,7 +142,7 @@ def check(folder: Path | str) -> Report:
     )
 
 
-def tied_head(config: ModelConfig) -> TensorSpec | None:
+def _tied_head(config: ModelConfig) -> TensorSpec | None:
     """The head that some tools store although it is the embedding."""
     if not config.tie_word_embeddings:
         return None
@@ -183,7 +202,7 @@ def _judge_extra(
     stored: StoredTensor, specs: Mapping[str, TensorSpec], contents: Contents, config: ModelConfig
 ) -> Iterator[Problem]:
     """What is wrong with a tensor that the inventory does not list."""
-    head = tied_head(config)
+    head = _tied_head(config)
     if head is not None and stored.name == head.name:
         yield from _compare(head, stored, contents, config)
         return
@@ -204,6 +223,36 @@ def _judge_extra(
             "fetch the config.json that belongs to these weights"
         )
     yield Problem("unexpected", stored.name, text)
+
+
+def _compare_repeats(
+    specs: Mapping[str, TensorSpec], contents: Contents, config: ModelConfig
+) -> Iterator[Problem]:
+    """Which tensors should repeat another and have other rows."""
+    head = _tied_head(config)
+    for spec in (*specs.values(), *([head] if head else [])):
+        if spec.copy_of is None or spec.name not in contents.tensors:
+            continue
+        repeated, original = contents.tensors[spec.name], contents.tensors[spec.copy_of]
+        if not torch.equal(_sample(repeated), _sample(original)):
+            fix = (
+                "fetch both again, or set tie_word_embeddings to false if the head is its own"
+                if spec.role == "head"
+                else "prediction modules share embedding and head with the model: fetch both again"
+            )
+            text = f"{spec.name} differs from {spec.copy_of}, which it must repeat; {fix}"
+            yield Problem("damaged", spec.name, text)
+
+
+def _sample(stored: StoredTensor) -> Tensor:
+    """Some rows from all over a matrix."""
+    rows = stored.shape[0]
+    width = stored.n_bytes // rows
+    found = [
+        replace(stored, shape=stored.shape[1:], start=stored.start + row * width, n_bytes=width)
+        for row in range(0, rows, max(1, rows // _ROWS_COMPARED))
+    ]
+    return torch.stack([read_tensor(row).float() for row in found])
 
 
 def _missing(spec: TensorSpec, config: ModelConfig) -> str:

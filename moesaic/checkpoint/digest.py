@@ -20,7 +20,7 @@ from typing import Any
 from moesaic.checkpoint.atomic import new_file
 from moesaic.checkpoint.files import read_chunks
 from moesaic.checkpoint.folder import Contents, inside, read_contents
-from moesaic.checkpoint.header import DTYPE_NAMES, StoredTensor, parse_json
+from moesaic.checkpoint.header import DTYPE_NAMES, StoredTensor, read_json
 from moesaic.errors import CheckpointError
 
 RECORD = "digest.json"
@@ -85,7 +85,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD).exists():
         return {}
     path = inside(folder, RECORD)
-    record = parse_json(path.read_bytes(), str(path))
+    record = read_json(path)
     tensors = record.get("tensors")
     if not isinstance(tensors, dict) or not all(isinstance(v, str) for v in tensors.values()):
         raise CheckpointError(f"{path} is not a record of digests; remove it")

@@ -6,9 +6,8 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from moesaic.checkpoint.atomic import PARTIAL
-from moesaic.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_json, read_header
+from moesaic.checkpoint.header import StoredTensor, read_header, read_json
 from moesaic.errors import CheckpointError
-from moesaic.units import gb
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -79,7 +78,12 @@ def inside(folder: Path, name: str) -> Path:
         raise CheckpointError(
             f"{folder}: the file name {name!r} leads out of the folder; do not use this checkpoint"
         )
-    root, target = folder.resolve(), (folder / name).resolve()
+    try:
+        root, target = folder.resolve(), (folder / name).resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise CheckpointError(
+            f"{folder / name} cannot be found ({error}); fetch it again"
+        ) from None
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
@@ -109,10 +113,7 @@ def _read_indexed(contents: Contents) -> None:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    if size > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path} has {gb(size)}, too much for an index; fetch it again")
-    index = parse_json(path.read_bytes(), str(path))
+    index = read_json(path)
     weights = index.get("weight_map")
     if not isinstance(weights, dict) or not all(isinstance(f, str) for f in weights.values()):
         raise CheckpointError(f"{path} has no weight_map of tensor → file; fetch it again")

@@ -82,7 +82,7 @@ def read_header(path: Path) -> Header:
             _check_length(path, length, file_bytes)
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {_FETCH}") from None
     entries = parse_json(text, f"{path}: the header")
     metadata = _metadata(path, entries.pop("__metadata__", {}))
     data_start = 8 + length
@@ -91,6 +91,24 @@ def read_header(path: Path) -> Header:
     }
     _check_layout(path, tensors, data_start, file_bytes)
     return Header(tensors, metadata, file_bytes)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: if the file cannot be read, is too large, or holds anything else.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{path} has {gb(size)}, more than the {gb(MAX_HEADER_BYTES)} that any checkpoint "
+                "needs; fetch it again"
+            )
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {_FETCH}") from None
 
 
 def parse_json(text: bytes, what: str) -> dict[str, Any]:

@@ -1,22 +1,19 @@
 """Read a checkpoint: one tensor at a time, only those asked for, into memory that is there."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from moesaic.checkpoint.check import check, tied_head
+from moesaic.checkpoint.check import check
 from moesaic.checkpoint.files import fill_, read_tensor
 from moesaic.checkpoint.header import StoredTensor
 from moesaic.checkpoint.names import SCALE, Place, Resident, places, state_shapes
 from moesaic.checkpoint.quantised import plain, read_fp8
 from moesaic.errors import CheckpointError, suggest
 from moesaic.kernels.quantise import BLOCK, FP8, Fp8Weight
-from moesaic.planner.inventory import TensorSpec, tensors
-
-_ROWS_COMPARED = 16
+from moesaic.planner.inventory import tensors
 
 
 class Reader:
@@ -87,31 +84,6 @@ class Reader:
         else:
             out.detach().copy_(self.read(name))
 
-    def check_repeats(self) -> None:
-        """Compare rows of the tensors that repeat another with those of the other.
-
-        Raises:
-            CheckpointError: if one differs: the model would not be what the folder says.
-        """
-        head = tied_head(self.config)
-        for spec in (*self._specs.values(), *([head] if head else [])):
-            if spec.copy_of is None or spec.name not in self._stored:
-                continue
-            repeated = self._sample(self._stored[spec.name])
-            if not torch.equal(repeated, self._sample(self._stored[spec.copy_of])):
-                raise CheckpointError(f"{self.folder}: {_difference(spec)}")
-
-    def _sample(self, stored: StoredTensor) -> Tensor:
-        """Some rows from all over a matrix."""
-        rows = stored.shape[0]
-        step = max(1, rows // _ROWS_COMPARED)
-        width = stored.n_bytes // rows
-        found = [
-            replace(stored, shape=stored.shape[1:], start=stored.start + row * width, n_bytes=width)
-            for row in range(0, rows, step)
-        ]
-        return torch.stack([read_tensor(row).float() for row in found])
-
 
 def load_into(
     reader: Reader, state: Mapping[str, Tensor], resident: Resident | None = None
@@ -128,7 +100,6 @@ def load_into(
             another shape; nothing has been read then.
     """
     _check_state(reader, state, resident)
-    reader.check_repeats()
     wanted: list[tuple[StoredTensor, Place]] = []
     for spec, found in places(reader.config, resident):
         if found.name in state:
@@ -152,13 +123,3 @@ def _check_state(reader: Reader, state: Mapping[str, Tensor], resident: Resident
                 f"{reader.folder}; build the model from the checkpoint's config.json, with the "
                 "same resident experts"
             )
-
-
-def _difference(spec: TensorSpec) -> str:
-    return (
-        f"{spec.name} differs from {spec.copy_of}, which it must repeat; fetch both again, or set "
-        "tie_word_embeddings to false in config.json if the head is its own"
-        if spec.role == "head"
-        else f"{spec.name} differs from {spec.copy_of}, which it must repeat: prediction modules "
-        "share embedding and head with the model; fetch both again"
-    )

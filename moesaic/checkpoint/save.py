@@ -124,6 +124,8 @@ def write(
             under the folder's name then.
     """
     folder = Path(folder)
+    if source is not None and not Path(source).is_dir():
+        raise CheckpointError(f"source {source} is not a folder; give the folder of a checkpoint")
     config = _stored_config(config, dtype)
     groups = _split(list(_pending(config, make, dtype)), file_bytes)
     refuse_filled(folder)

@@ -10,7 +10,7 @@ from click import ClickException
 import moesaic
 from moesaic.errors import MoesaicError, TrainingError
 
-VERBS = ("plan",)
+VERBS = ("plan", "init", "check")
 """The commands in the order of ``--help``. Each is the function of that name in the file of that
 name beside this one; heavy imports belong inside the function."""
 

@@ -44,7 +44,8 @@ def quantise(weight: Tensor, block: tuple[int, int] = BLOCK) -> Fp8Weight:
     missing = (0, across * block_columns - columns, 0, down * block_rows - rows)
     padded = F.pad(weight.detach().float(), missing)
     blocks = padded.view(down, block_rows, across, block_columns)
-    scale = (blocks.abs().amax(dim=(1, 3)) / FP8_MAX).clamp(min=_SMALLEST_SCALE)
+    largest = torch.maximum(blocks.amax(dim=(1, 3)), -blocks.amin(dim=(1, 3)))
+    scale = (largest / FP8_MAX).clamp(min=_SMALLEST_SCALE)
     values = (blocks / scale[:, None, :, None]).to(FP8)
     return Fp8Weight(values.view(padded.shape)[:rows, :columns].contiguous(), scale, block)
 
