@@ -1,0 +1,201 @@
+"""`ChatTemplate`: conversations as tokens, and which of them the assistant said.
+
+Templates come with a checkpoint, so they run in Jinja's sandbox and see nothing but plain data.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Self
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from moesaic.data.chat_templates import TEMPLATES
+from moesaic.data.documents import Message
+from moesaic.data.tokenizer import Tokenizer
+from moesaic.errors import DataError
+
+Span = tuple[int, int]
+"""Characters from, up to."""
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: no text may hold them
+_MARK = re.compile(f"[{_OPEN}{_CLOSE}]")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template with the meaning that transformers gives it.
+
+    It sees ``messages``, ``add_generation_prompt`` and the tokenizer's special tokens as
+    ``bos_token`` and so on, and may call ``raise_exception`` and ``strftime_now``. Names of special
+    tokens are read as those tokens, in messages too.
+    """
+
+    source: str
+    """The template."""
+    tokenizer: Tokenizer
+    """Whose special tokens it writes."""
+    now: Callable[[], datetime] = datetime.now
+    """The clock of ``strftime_now``."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, name: str | None = None) -> Self:
+        """The tokenizer's own template, or one that ships with moesaic.
+
+        Raises:
+            DataError: if no name is given and the tokenizer has none.
+        """
+        source = tokenizer.chat_template if name is None else TEMPLATES[name]
+        if source is None:
+            raise DataError(
+                "the tokenizer has no chat template; add chat_template to tokenizer_config.json, "
+                f"or set data.chat_template to {' or '.join(map(repr, TEMPLATES))}"
+            )
+        return cls(source, tokenizer)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The conversation as text.
+
+        Raises:
+            DataError: if the template fails on these messages.
+        """
+        return _MARK.sub("", self._marked(messages, add_generation_prompt))
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the assistant's next turn begins."""
+        return self.tokenizer.encode(
+            self.render(messages, add_generation_prompt=True), special=True
+        )
+
+    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Token ids of a whole conversation, and for each whether it is of an answer.
+
+        Answers are what the template puts between ``{% generation %}`` and ``{% endgeneration %}``.
+        In a template without these they are what a turn of the assistant adds to the prompt before
+        it, end token included. A token that is partly of an answer counts as one.
+
+        Raises:
+            DataError: if the template fails, or an answer is not the continuation of its prompt.
+        """
+        text, spans = _split_marks(self._marked(messages, False))
+        if not self._has_marks:
+            spans = self._continuations(messages, text)
+        ids, offsets = self.tokenizer.encode_with_offsets(text)
+        answers = [False] * len(ids)
+        for first, last in spans:
+            for index, (start, end) in enumerate(offsets):
+                answers[index] |= start < last and end > first
+        return ids, answers
+
+    def _continuations(self, messages: Sequence[Message], text: str) -> list[Span]:
+        """Where each assistant's turn stands in the text: between two shorter conversations."""
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self.render(messages[:index], add_generation_prompt=True)
+            until = self.render(messages[: index + 1])
+            if not (text.startswith(until) and until.startswith(prompt)):
+                raise DataError(
+                    f"the chat template does not continue the prompt with turn {index + 1}, so its "
+                    "answer cannot be told apart; mark it with {% generation %} and "
+                    "{% endgeneration %} in the template, or set loss_on to 'all'"
+                )
+            spans.append((len(prompt), len(until)))
+        return spans
+
+    def _marked(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        try:
+            plain = json.loads(json.dumps(list(messages)))
+            return self._template.render(
+                messages=plain,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **_special_names(self.tokenizer),
+            )
+        except (TemplateError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"the chat template fails on this conversation ({error}); change the messages, or "
+                "the template in tokenizer_config.json"
+            ) from None
+
+    @cached_property
+    def _has_marks(self) -> bool:
+        return bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
+
+    @cached_property
+    def _template(self) -> Any:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: self.now().strftime(form)
+        return environment.from_string(self.source)
+
+
+class _Generation(Extension):
+    """``{% generation %} … {% endgeneration %}``: marks what the model said."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Callable[[], str]) -> str:
+        return _OPEN + caller() + _CLOSE
+
+
+def _split_marks(marked: str) -> tuple[str, list[Span]]:
+    """The text without marks, and the spans between them."""
+    text, spans, start = "", [], 0
+    for part in re.split(f"({_MARK.pattern})", marked):
+        if part == _OPEN:
+            start = len(text)
+        elif part == _CLOSE:
+            spans.append((start, len(text)))
+        else:
+            text += part
+    return text, spans
+
+
+def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """Every special token that the tokenizer's settings name, as templates know them."""
+    ids = {"bos_token": tokenizer.bos_id, "pad_token": tokenizer.pad_id}
+    ids["eos_token"] = tokenizer.eos_ids[0] if tokenizer.eos_ids else None
+    names = {name: tokenizer.token(id_) for name, id_ in ids.items() if id_ is not None}
+    for name, token in tokenizer.settings.items():
+        token = token.get("content") if isinstance(token, dict) else token
+        if name.endswith("_token") and isinstance(token, str):
+            names[name] = token
+    return names
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is: Jinja's own filter would escape it for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )

@@ -1,0 +1,163 @@
+"""`Loader`: sources mixed by weight, packed into rows, batched for one rank, resumable."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from moesaic.config.data import DataConfig, SourceConfig
+from moesaic.data.batch import Batch
+from moesaic.data.encode import Encoded, Encoder
+from moesaic.data.packing import Packer, batch_of
+from moesaic.data.shuffle import Progress, ShuffledSource
+from moesaic.data.sources import Source
+from moesaic.data.tokenizer import Tokenizer
+from moesaic.errors import DataError
+
+
+class Loader:
+    """Batches for one rank, without end or until every source has had its passes.
+
+    Which document comes next is decided by the weights alone: it is taken from the source that has
+    given the fewest positions for its weight. So shares hold over any stretch of the run, up to the
+    length of a document, and nothing but the progress of each source needs to be saved.
+
+    Ranks read disjoint documents. What a rank reads does not depend on the batch size.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        rows: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Open the sources.
+
+        Args:
+            config: what to read and how.
+            tokenizer: makes tokens of it.
+            rows: sequences in a batch of this rank.
+            rank: which share of the documents this loader reads.
+            world_size: how many ranks share them.
+
+        Raises:
+            DataError: if a source has no files, or the tokenizer lacks what the settings need.
+        """
+        assert 0 <= rank < world_size
+        self._config = config
+        self._rows = rows
+        encoder = Encoder(config, tokenizer)
+        self._sources = [
+            ShuffledSource(
+                Source(source, config.held_out_share), encoder, config, number, rank, world_size
+            )
+            for number, source in enumerate(config.sources)
+        ]
+        pad_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+        self._packer = Packer(self._draw, config.seq_len, pad_id, config.packing)
+        self._before_draw = self.progress
+        self._identity = {
+            "rank": rank,
+            "world_size": world_size,
+            "tokenizer": tokenizer.digest,
+            **_settings_that_matter(config),
+            **{f"files of source {i}": s.source.digest for i, s in enumerate(self._sources)},
+        }
+
+    @property
+    def progress(self) -> tuple[Progress, ...]:
+        """How much of each source was read, in the order of the settings."""
+        return tuple(source.progress for source in self._sources)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        rows = []
+        while len(rows) < self._rows and (row := self._packer.row()) is not None:
+            rows.append(row)
+        if not rows:
+            raise StopIteration
+        return batch_of(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins, as plain JSON data of a few hundred bytes."""
+        progress = self._before_draw if self._packer.used else self.progress
+        return {
+            "identity": self._identity,
+            "sources": [asdict(source) for source in progress],
+            "used": self._packer.used,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue so that the next batch is the one that would have come.
+
+        Raises:
+            DataError: if the state was saved with other settings, files, tokenizer or ranks.
+        """
+        _check_same(state["identity"], self._identity)
+        for source, progress in zip(self._sources, state["sources"], strict=True):
+            source.go_to(Progress.load(progress))
+        self._packer.restart(skip=state["used"])
+
+    def _draw(self) -> Encoded | None:
+        """The next document of the source that is most behind its weight."""
+        self._before_draw = self.progress
+        weighted = zip(self._sources, self._config.sources, strict=True)
+        behind = sorted(weighted, key=lambda pair: pair[0].progress.positions / pair[1].weight)
+        for source, _ in behind:
+            document = source.draw()
+            if document is not None:
+                return document
+        return None
+
+
+def held_out_batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    rows: int,
+    batches: int,
+    source: SourceConfig | None = None,
+) -> list[Batch]:
+    """Fixed batches to evaluate on: the same for every run with these sources, whatever its seed.
+
+    Args:
+        config: the settings of a run; fill-in-the-middle is left out.
+        tokenizer: makes tokens of the documents.
+        rows: sequences in a batch; the last may have fewer.
+        batches: at most how many; fewer where the held-out documents do not fill them.
+        source: read only this one; its `split` is "held_out" unless it says "all".
+
+    Raises:
+        DataError: if nothing is held out.
+    """
+    sources = config.sources if source is None else (source,)
+    held_out = config.changed(
+        sources=[
+            {**each.model_dump(), "split": "all" if each.split == "all" else "held_out"}
+            for each in sources
+        ],
+        fim_rate=0.0,
+        epochs=1,
+        seed=0,
+    )
+    loader = Loader(held_out, tokenizer, rows)
+    return [batch for _, batch in zip(range(batches), loader, strict=False)]
+
+
+def _settings_that_matter(config: DataConfig) -> dict[str, Any]:
+    """Every setting of a run but the places of its files, which may move."""
+    settings = config.model_dump(mode="json")
+    for source in settings["sources"]:
+        del source["path"]
+    return {f"data.{name}": value for name, value in settings.items()}
+
+
+def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    for name in saved.keys() | now.keys():
+        if saved.get(name) != now.get(name):
+            raise DataError(
+                f"the run was saved with {name}={saved.get(name)!r}, this one has "
+                f"{now.get(name)!r}; change it back to continue, or start a new run"
+            )
