@@ -1,10 +1,14 @@
 """Train a byte-level BPE tokenizer of DeepSeek's kind."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Engine
 
+from moesaic.config.data import DataConfig
+from moesaic.data.chat_templates import TEMPLATES
+from moesaic.data.sources import Source
 from moesaic.data.special import DEEPSEEK_TOKENS, SpecialTokens
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import DataError
@@ -61,6 +65,40 @@ def train_bpe(
     )
     engine.train_from_iterator(texts, trainer)
     return _finished(engine, special_tokens)
+
+
+def train_on_sources(
+    config: DataConfig, vocab_size: int, most_characters: int = 20_000_000
+) -> Tokenizer:
+    """A tokenizer learned from what a run reads, and with its chat template.
+
+    Args:
+        config: the sources; each gives its weight's share of the characters, or all it has.
+        vocab_size: tokens in all; see `train_bpe`.
+        most_characters: where to stop; more text hardly changes the merges.
+
+    Raises:
+        DataError: if the sources cannot be read, or the vocabulary is too small.
+    """
+    tokenizer = train_bpe(_texts(config, most_characters), vocab_size)
+    if config.chat_template is None:
+        return tokenizer
+    return replace(
+        tokenizer,
+        settings={**tokenizer.settings, "chat_template": TEMPLATES[config.chat_template]},
+    )
+
+
+def _texts(config: DataConfig, most_characters: int) -> Iterator[str]:
+    """Documents of every source, from its beginning, up to its share of the characters."""
+    weights = sum(source.weight for source in config.sources)
+    for source in config.sources:
+        left = most_characters * source.weight / weights
+        for document, _ in Source(source, config.held_out_share).read():
+            if left <= 0:
+                break
+            yield document.spoken
+            left -= len(document.spoken)
 
 
 def _finished(engine: Engine, special: SpecialTokens) -> Tokenizer:

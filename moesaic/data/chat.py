@@ -5,6 +5,7 @@ Templates come with a checkpoint, so they run in Jinja's sandbox and see nothing
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -88,9 +89,11 @@ class ChatTemplate:
             spans = self._continuations(messages, text)
         ids, offsets = self.tokenizer.encode_with_offsets(text)
         answers = [False] * len(ids)
+        starts, ends = zip(*offsets, strict=True) if offsets else ((), ())
         for first, last in spans:
-            for index, (start, end) in enumerate(offsets):
-                answers[index] |= start < last and end > first
+            tokens = range(bisect_right(ends, first), bisect_left(starts, last))
+            for index in tokens:
+                answers[index] = True
         return ids, answers
 
     def _continuations(self, messages: Sequence[Message], text: str) -> list[Span]:

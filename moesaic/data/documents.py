@@ -27,11 +27,18 @@ class Document:
     """File and line, for messages about this document."""
 
     @property
+    def spoken(self) -> str:
+        """The text without its form: what a vocabulary is learned from."""
+        if self.messages is not None:
+            return "\n".join(str(message.get("content") or "") for message in self.messages)
+        return f"{self.prompt or ''}{self.text}"
+
+    @property
     def content(self) -> str:
         """Everything the document says, as one string that identifies it."""
         if self.messages is not None:
             return json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
-        return f"{self.prompt or ''}{self.text}"
+        return self.spoken
 
     def is_in(self, split: Split, held_out_share: float) -> bool:
         """Whether the document belongs to a split: decided by its content alone."""

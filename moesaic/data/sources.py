@@ -81,6 +81,7 @@ def find_files(path: str) -> list[Path]:
     files = sorted(Path(found) for found in glob.glob(path, recursive=True))
     files = [file for file in files if file.is_file()]
     if not files:
-        reason = "is a folder" if Path(path).is_dir() else "matches no file"
-        raise DataError(f"source {path!r} {reason}; give a file or a pattern like {path}/*.jsonl")
+        if Path(path).is_dir():
+            raise DataError(f"source {path!r} is a folder; give a pattern like '{path}/*.jsonl'")
+        raise DataError(f"source {path!r} matches no file; correct the path or the pattern")
     return files

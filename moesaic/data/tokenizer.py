@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,9 +27,9 @@ class Tokenizer:
     default: a document that happens to contain the name of a special token is encoded as letters.
     """
 
-    source: str
+    source: str = field(repr=False)
     """The content of ``tokenizer.json``; saved as it was read."""
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(repr=False)
     """The content of ``tokenizer_config.json``."""
     bos_id: int | None = None
     """Token that begins a document."""
