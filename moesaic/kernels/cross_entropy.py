@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moesaic.kernels.autocast import follows_autocast
 from moesaic.kernels.reference import IGNORED
 
 _CHUNK_LOGITS = 2**25
@@ -21,9 +23,11 @@ class _CrossEntropySum(torch.autograd.Function):
     """The gradient is computed with the loss, so that each chunk's logits are computed once."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, differentiable: bool
+    ) -> Tensor:
         learned = (labels_T != IGNORED).nonzero().squeeze(1)
-        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        wants_hidden, wants_weight = (need and differentiable for need in ctx.needs_input_grad[:2])
         weight = weight_VD.to(hidden_TD.dtype)
         wide = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden_TD.device)
@@ -48,13 +52,18 @@ class _CrossEntropySum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        d_hidden, d_weight = ctx.grads
-        del ctx.grads
-        scaled = (None if d is None else d.mul_(grads[0].to(d.dtype)) for d in (d_hidden, d_weight))
-        return (*scaled, None)  # type: ignore[return-value]
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError(
+                "the gradient of this loss was taken before and is gone; compute the loss again"
+            )
+        kept, ctx.grads = ctx.grads, None
+        scaled = [None if d is None else d.mul_(grads[0].to(d.dtype)) for d in kept]
+        return (*scaled, None, None)
 
 
+@follows_autocast
 def cross_entropy_sum(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
     """`reference.cross_entropy_sum` with bounded memory. It can be differentiated once."""
-    return _CrossEntropySum.apply(hidden_TD, weight_VD, labels_T)  # type: ignore[return-value]
+    return _CrossEntropySum.apply(hidden_TD, weight_VD, labels_T, torch.is_grad_enabled())

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -20,6 +21,7 @@ class _RmsNorm(torch.autograd.Function):
         return (wide * scale).to(x.dtype).mul_(weight.to(x.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         wide = scale.dtype
@@ -27,7 +29,7 @@ class _RmsNorm(torch.autograd.Function):
         grad = grads[0].to(wide)
         d_weight = None
         if ctx.needs_input_grad[1]:
-            d_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
+            d_weight = (grad * normed).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
         inner = grad * weight.to(wide)
         along = (inner * normed).mean(-1, keepdim=True)
         d_x = inner.addcmul_(normed, along, value=-1).mul_(scale)
@@ -50,12 +52,12 @@ class _SwiGlu(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`reference.rms_norm`, faster in training."""
-    return _RmsNorm.apply(x, weight, eps)  # type: ignore[return-value]
+    return _RmsNorm.apply(x, weight, eps)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`reference.swiglu`, keeping less for the backward pass."""
-    return _SwiGlu.apply(gate, up)  # type: ignore[return-value]
+    return _SwiGlu.apply(gate, up)
 
 
 def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
