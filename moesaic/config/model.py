@@ -105,7 +105,7 @@ class ModelConfig(Settings):
     norm_topk_prob: bool
     """Whether gate values are divided by their sum over the chosen experts."""
     routed_scaling_factor: PositiveFloat
-    """Factor on all gate values."""
+    """Factor on the gate values; V1 and V2 apply it only where they are not normalised."""
 
     kv_lora_rank: PositiveInt | None = None
     """Width of the key-value latent; None for multi-head attention."""

@@ -13,7 +13,7 @@ P = ParamSpec("P")
 def follows_autocast(
     kernel: Callable[Concatenate[Tensor, P], Tensor],
 ) -> Callable[Concatenate[Tensor, P], Tensor]:
-    """The kernel with its first input in autocast's dtype where that is on; the others follow it."""
+    """The kernel with its first input in the dtype of autocast, where that is on."""
 
     @wraps(kernel)
     def cast_first(x: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:

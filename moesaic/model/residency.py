@@ -38,12 +38,11 @@ class Residency:
                 expert that is not resident, or fewer allowed than each token needs.
         """
         for layer in {*self.resident, *self.allowed}:
-            if not 0 <= layer < config.num_hidden_layers + config.num_nextn_predict_layers or (
-                not config.has_experts(layer)
-            ):
+            with_experts = _layers_with_experts(config)
+            if layer not in with_experts:
                 raise ConfigError(
-                    f"layer {layer} has no experts; layers with experts are "
-                    f"{config.moe_layers[0]} to {config.moe_layers[-1]}"
+                    f"layer {layer} has no experts; the layers with experts are "
+                    f"{list(with_experts) or 'none'}"
                 )
             self._check_layer(config, layer)
 
@@ -71,6 +70,11 @@ class Residency:
                 f"layer {layer}: {len(allowed)} experts are allowed, each token needs "
                 f"num_experts_per_tok={needed}; allow at least that many"
             )
+
+
+def _layers_with_experts(config: ModelConfig) -> tuple[int, ...]:
+    depth = config.num_hidden_layers + config.num_nextn_predict_layers
+    return tuple(layer for layer in range(depth) if config.has_experts(layer))
 
 
 ALL_RESIDENT = Residency({}, {})

@@ -21,8 +21,8 @@ _TINY = 1e-20
 class Router(nn.Module):
     """Scores in float32, a choice among the allowed experts, gate values from the scores.
 
-    Scores are taken over all E experts whatever is allowed, so a token whose natural choice is
-    allowed gets exactly its natural gate values.
+    Scores, and the groups they limit a token to, are taken over all E experts whatever is allowed:
+    a token whose natural choice is allowed gets exactly that choice and its gate values.
 
     Source: DeepSeekMoE (arXiv 2401.06066) eq. 9-11; DeepSeek-V2 (arXiv 2405.04434) section 2.2.2;
     DeepSeek-V3 (arXiv 2412.19437) eq. 12-16.
@@ -39,7 +39,9 @@ class Router(nn.Module):
         self.kept_groups = (config.topk_group or 1) if self.n_groups > 1 else 1
         self.scoring_func = config.scoring_func
         self.norm_topk_prob = config.norm_topk_prob
-        self.routed_scaling_factor = config.routed_scaling_factor
+        # The code of V1 and V2 scales only gate values it does not normalise; V3's scales them all.
+        is_scaled = config.model_type == "deepseek_v3" or not config.norm_topk_prob
+        self.scale = config.routed_scaling_factor if is_scaled else 1.0
         self.weight = nn.Parameter(torch.empty(config.experts, config.hidden_size))
         bias = (
             torch.zeros(config.experts, dtype=torch.float32)
@@ -67,42 +69,34 @@ class Router(nn.Module):
         weights_TK = scores_TE.gather(1, ids_TK)
         if self.norm_topk_prob:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _TINY)
-        if self.routed_scaling_factor != 1:
-            weights_TK = weights_TK * self.routed_scaling_factor
+        if self.scale != 1:
+            weights_TK = weights_TK * self.scale
         return routing(scores_TE, ids_TK, weights_TK, context)
 
     def _choose(self, scores_TE: Tensor) -> Tensor:
-        """Ids of the K best experts, in the best groups where the choice is limited to groups."""
+        """Ids of the K best allowed experts, in the best groups where groups limit the choice."""
         if self.e_score_correction_bias is not None:
             scores_TE = scores_TE + self.e_score_correction_bias
-        if self.allowed is not None:
-            scores_TE = scores_TE.masked_fill(~self.allowed, float("-inf"))
         if self.n_groups > 1:
             scores_TE = self._limit_to_groups(scores_TE)
+        if self.allowed is not None:
+            scores_TE = scores_TE.masked_fill(~self.allowed, float("-inf"))
         return torch.topk(scores_TE, self.n_chosen, dim=-1).indices
 
     def _limit_to_groups(self, scores_TE: Tensor) -> Tensor:
         """Lower the experts outside the best groups, below all others inside them.
 
-        A group's score is its best expert's, or with the choice bias the sum of its best two.
-        Experts outside stay above the forbidden ones: where few are allowed, the best groups may
-        hold fewer than K of them, and the rest come from the other groups.
+        A group's score is its best expert's, or with the choice bias the sum of its best two, over
+        all its experts whatever is allowed. Experts outside stay finite: where few are allowed, the
+        best groups may hold fewer than K of them, and the rest come from the other groups.
         """
         grouped_TGe = scores_TE.unflatten(1, (self.n_groups, -1))
         n_best = 1 if self.e_score_correction_bias is None else min(2, grouped_TGe.shape[2])
-        best_TGK = grouped_TGe.topk(n_best, dim=-1).values
-        if n_best == 2 and self.allowed is not None:
-            second = best_TGK[..., 1].masked_fill(best_TGK[..., 1].isinf(), 0.0)
-            score_TG = best_TGK[..., 0] + second
-        else:
-            score_TG = best_TGK.sum(-1)
+        score_TG = grouped_TGe.topk(n_best, dim=-1).values.sum(-1)
         outside_TG = torch.ones_like(score_TG, dtype=torch.bool)
         outside_TG.scatter_(1, score_TG.topk(self.kept_groups, dim=-1).indices, False)
         outside_TE = outside_TG.repeat_interleave(grouped_TGe.shape[2], dim=1)
-        if self.allowed is None:
-            return scores_TE.masked_fill(outside_TE, float("-inf"))
-        finite = scores_TE.masked_fill(scores_TE.isinf(), 0.0)
-        below = 1.0 + finite.amax(-1, keepdim=True) - finite.amin(-1, keepdim=True)
+        below = 1.0 + scores_TE.amax(-1, keepdim=True) - scores_TE.amin(-1, keepdim=True)
         return torch.where(outside_TE, scores_TE - below, scores_TE)
 
 

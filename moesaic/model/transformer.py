@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         sums, counts = [self._loss_sum(hidden_BSD, labels_BS)], [(labels_BS != IGNORED).sum()]
         for depth in range(1, self.config.num_nextn_predict_layers + 1):
             hidden_BSD = self._predict_further(depth, hidden_BSD, context, trace)
-            further_BS = _labels_at_depth(labels_BS, documents_BS, depth)
+            further_BS = labels_at_depth(labels_BS, documents_BS, depth)
             sums.append(self._loss_sum(hidden_BSD, further_BS))
             counts.append((further_BS != IGNORED).sum())
         return ModelLoss(sums[0], counts[0], tuple(sums[1:]), tuple(counts[1:]))
@@ -143,7 +143,7 @@ class Transformer(nn.Module):
     def moe_layers(self) -> dict[int, MoE]:
         """Layers with experts, prediction modules included, by index."""
         blocks = enumerate(self.model.layers)
-        return {i: block.mlp for i, block in blocks if isinstance(block.mlp, MoE)}  # type: ignore[misc]
+        return {i: block.mlp for i, block in blocks if isinstance(block.mlp, MoE)}
 
     @torch.no_grad()
     def init_weights_(self, generator: torch.Generator) -> None:
@@ -165,11 +165,12 @@ class Transformer(nn.Module):
         cache: Cache | None,
         dropping: Dropping | None,
     ) -> Context:
-        if positions_BS is None:
+        positions = positions_BS
+        if positions is None:
             start = cache.length if cache is not None else 0
-            positions_BS = torch.arange(start, start + ids_BS.shape[1], device=ids_BS.device)[None]
+            positions = torch.arange(start, start + ids_BS.shape[1], device=ids_BS.device)[None]
         visible = visible_positions(documents_BS, cache)
-        return Context(ids_BS, self.rope(positions_BS), visible, cache, dropping)
+        return Context(ids_BS, self.rope(positions), visible, cache, dropping)
 
     def _embed(self, ids_BS: Tensor) -> Tensor:
         x_BSD = self.model.embed_tokens(ids_BS)
@@ -189,7 +190,7 @@ class Transformer(nn.Module):
             if self.recompute and torch.is_grad_enabled():
                 x_BSD, routing = checkpoint(
                     block, x_BSD, context, use_reentrant=False, preserve_rng_state=False
-                )  # type: ignore[misc]
+                )
             else:
                 x_BSD, routing = block(x_BSD, context)
             if trace is not None and routing is not None:
@@ -217,10 +218,10 @@ class Transformer(nn.Module):
         return cross_entropy_sum(hidden_BSD.flatten(0, 1), self._head_weight(), labels_BS.flatten())
 
 
-def _labels_at_depth(labels_BS: Tensor, documents_BS: Tensor | None, depth: int) -> Tensor:
+def labels_at_depth(labels_BS: Tensor, documents_BS: Tensor | None, depth: int) -> Tensor:
     """The label ``depth`` positions on, where that is still in the same document."""
     further_BS = labels_BS.roll(-depth, dims=1)
-    further_BS[:, labels_BS.shape[1] - depth :] = IGNORED
+    further_BS[:, max(0, labels_BS.shape[1] - depth) :] = IGNORED
     if documents_BS is not None:
         further_BS[documents_BS.roll(-depth, dims=1) != documents_BS] = IGNORED
     return further_BS
