@@ -60,7 +60,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., ModelConfig]:
     """``tiny_config("v1" | "v2" | "v3", **changes)``: a model of a few thousand parameters."""
 
