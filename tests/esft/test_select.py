@@ -1,0 +1,162 @@
+"""Choosing experts by their scores, and the published file that names them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesaic.config.esft import EsftConfig
+from moesaic.config.model import ModelConfig
+from moesaic.errors import ConfigError
+from moesaic.esft.score import ExpertScores
+from moesaic.esft.select import Selection, read_selection, select, select_experts, write_selection
+from moesaic.planner.inventory import tensors
+
+
+def _scores(*layers: tuple[float, ...]) -> ExpertScores:
+    by_layer = dict(enumerate(layers, start=1))
+    return ExpertScores(by_layer, by_layer, chosen_per_token=2, tokens=100, loss=1.0)
+
+
+SCORES = _scores((0.1, 0.4, 0.3, 0.2), (0.25, 0.25, 0.25, 0.25))
+
+
+def test_a_fixed_number_takes_the_highest_scores() -> None:
+    assert select_experts(SCORES, experts=2) == {1: (1, 2), 2: (0, 1)}
+
+
+def test_of_equal_scores_the_lower_id_comes_first() -> None:
+    assert select_experts(_scores((0.2, 0.4, 0.4, 0.0)), experts=3) == {1: (1, 2, 0)}
+
+
+@pytest.mark.parametrize(
+    ("p", "count"), [(0.01, 1), (0.4, 1), (0.41, 2), (0.7, 2), (0.9, 3), (0.91, 4), (1.0, 4)]
+)
+def test_p_takes_experts_until_their_scores_reach_it(p: float, count: int) -> None:
+    assert select_experts(SCORES, p=p)[1] == (1, 2, 3, 0)[:count]
+
+
+def test_a_share_that_binary_numbers_miss_is_reached() -> None:
+    thirds = _scores(tuple([0.1] * 10))
+    for tenths in range(1, 11):
+        assert len(select_experts(thirds, p=tenths / 10)[1]) == tenths
+
+
+def test_p_takes_no_fewer_experts_than_a_token_needs() -> None:
+    assert select_experts(SCORES, p=0.01, at_least=2) == {1: (1, 2), 2: (0, 1)}
+    assert select(SCORES, EsftConfig(p=0.01)).experts == {1: (1, 2), 2: (0, 1)}
+
+
+def test_the_score_decides_which_of_the_two_is_read() -> None:
+    scores = ExpertScores({1: (0.9, 0.1)}, {1: (0.1, 0.2)}, 1, 100, 1.0)
+    assert select(scores, EsftConfig(experts=1)).experts == {1: (0,)}
+    assert select(scores, EsftConfig(experts=1, score="gate")).experts == {1: (1,)}
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=12).filter(lambda row: sum(row) > 0),
+    st.floats(0.01, 1),
+)
+def test_a_larger_p_keeps_what_a_smaller_one_takes(row: list[float], p: float) -> None:
+    scores = _scores(tuple(score / sum(row) for score in row))
+    few = select_experts(scores, p=p / 2)[1]
+    many = select_experts(scores, p=p)[1]
+    assert many[: len(few)] == few
+    assert select_experts(scores, experts=len(many))[1] == many
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"experts": 5}, "experts=5 cannot be taken of layer 1, which has 4; give 1 to 4"),
+        ({"experts": 0}, "experts=0 cannot be taken"),
+        ({"p": 1.1}, "p=1.1 is more than the scores of layer 1 add up to, 1; lower p"),
+        ({}, "experts=None and p=None: give one of them"),
+        ({"experts": 1, "p": 0.5}, "experts=1 and p=0.5: give one of them"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        select_experts(SCORES, **asked)
+
+
+def test_a_published_selection_is_read_and_written_as_it_is(tmp_path: Path) -> None:
+    published = {
+        "experts": {"1": [8, 26, 55, 6, 20], "10": [33, 45], "2": [57, 19]},
+        "shared_experts": False,
+        "non_expert_modules": True,
+    }
+    (tmp_path / "intent.json").write_text(json.dumps(published))
+    selection = read_selection(tmp_path / "intent.json")
+    assert selection.experts == {1: (8, 26, 55, 6, 20), 10: (33, 45), 2: (57, 19)}
+    assert selection.non_expert_modules
+    write_selection(tmp_path / "again.json", selection)
+    assert json.loads((tmp_path / "again.json").read_text()) == published
+
+
+def test_the_selected_experts_are_held_and_allowed() -> None:
+    residency = Selection(experts={1: (5, 2)}).residency()
+    assert residency.resident == residency.allowed == {1: (2, 5)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "file.json is not JSON .*; write it again"),
+        ("[1]", "file.json is no selection; write it as"),
+        ('{"experts": {"1": [2, 2]}}', "experts.1=.2, 2. names an expert twice; name it once"),
+        ('{"experts": {"1": []}}', "experts"),
+        ('{"experts": {"one": [1]}}', "experts"),
+        ('{"experts": {"1": ["2"]}}', "experts.*integer"),
+        ('{"experts": {}, "expert": 1}', "expert is not a setting; did you mean 'experts'"),
+        ("{}", "experts is missing"),
+    ],
+)
+def test_a_file_that_is_no_selection_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_selection(path)
+
+
+def test_a_missing_selection_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read .*; name another file"):
+        read_selection(tmp_path / "none.json")
+
+
+def test_what_a_selection_trains(tiny_config: Callable[..., ModelConfig]) -> None:
+    specs = list(tensors(tiny_config("v3", tie_word_embeddings=False)))
+    roles = {spec.role for spec in specs}
+
+    def trained(**parts: bool) -> list[Any]:
+        selection = Selection(experts={1: (2, 5)}, **parts)
+        return [spec for spec in specs if selection.trains(spec)]
+
+    assert {(spec.layer, spec.expert) for spec in trained()} == {(1, 2), (1, 5)}
+    assert {spec.role for spec in trained(shared_experts=True)} == {"routed", "shared"}
+    everything = trained(shared_experts=True, non_expert_modules=True)
+    assert {spec.role for spec in everything} == roles
+    assert not any(spec.is_router_bias or spec.copy_of for spec in everything)
+    assert sum(spec.role == "routed" for spec in everything) == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "give one of experts, p and selection, not none of them"),
+        ({"experts": 8, "p": 0.2}, "give one of experts, p and selection, not experts=8, p=0.2"),
+        ({"p": 0.0}, "p=0.0 is not allowed; it should be greater than 0"),
+        (
+            {"selection": "math.json", "shared_experts": True},
+            "shared_experts is said by the file in selection; remove it here",
+        ),
+        ({"experts": 8, "score": "tokens"}, "score='tokens' is not one of .*did you mean 'token'"),
+    ],
+)
+def test_contradictory_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EsftConfig.parse(settings)
