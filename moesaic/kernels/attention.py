@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _BLOCK = 128
@@ -19,7 +20,7 @@ def attention(
     """`reference.attention`, in the form that suits the device and the shape."""
     fed, held = q_BHSQ.shape[2], k_BHCQ.shape[2]
     if fed > 1 and fed == held and q_BHSQ.device.type == "cpu":
-        return _Blockwise.apply(q_BHSQ, k_BHCQ, v_BHCU, scale, visible)  # pyright: ignore[reportReturnType]
+        return _Blockwise.apply(q_BHSQ, k_BHCQ, v_BHCU, scale, visible)
     return fused(q_BHSQ, k_BHCQ, v_BHCU, scale, visible)
 
 
@@ -65,23 +66,26 @@ class _Blockwise(torch.autograd.Function):
         return out.view(shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         scale, visible, heads = ctx.rest
         grad = grads[0].flatten(0, 1)
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        d_q = torch.empty_like(q)
-        d_k, d_v = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        d_queries = torch.empty_like(q)
+        d_keys, d_values = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for start in range(0, q.shape[1], _BLOCK):
             end = min(start + _BLOCK, q.shape[1])
             weights = _weights(q, k, start, end, heads, visible)
             d_out = grad[:, start:end]
-            d_v[:, :end] += weights.transpose(1, 2) @ d_out
+            d_values[:, :end] += weights.transpose(1, 2) @ d_out
             d_weights = d_out @ v[:, :end].transpose(1, 2)
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_q[:, start:end] = d_scores @ k[:, :end]
-            d_k[:, :end] += d_scores.transpose(1, 2) @ q[:, start:end]
-        parts = (d_q.mul_(scale), d_k.to(k.dtype), d_v.to(v.dtype))
+            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_queries[:, start:end] = d_scores @ k[:, :end]
+            d_keys[:, :end] += d_scores.transpose(1, 2) @ q[:, start:end]
+        parts = (d_queries.mul_(scale), d_keys.to(k.dtype), d_values.to(v.dtype))
         return (*(part.unflatten(0, (-1, heads)) for part in parts), None, None)
 
 

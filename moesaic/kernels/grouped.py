@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moesaic.kernels.autocast import follows_autocast
 from moesaic.kernels.elementwise import swiglu_backward
 from moesaic.kernels.layout import Layout, SortedLayout, TieredLayout
 
@@ -32,7 +34,10 @@ class _Experts(torch.autograd.Function):
         return out_TD
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x_TD, weights_TK, gate_up, down, inner = ctx.saved_tensors
         layout: Layout = ctx.layout
         wants_x, wants_weights, wants_gate_up, wants_down, _ = ctx.needs_input_grad
@@ -59,6 +64,7 @@ class _Experts(torch.autograd.Function):
         return d_x_TD, d_weights_TK, d_gate_up, d_down, None
 
 
+@follows_autocast
 def experts(
     x_TD: Tensor, slots_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
@@ -68,7 +74,7 @@ def experts(
         layout = TieredLayout.of(slots_TK, n_experts, 4 * width * inner)
     else:
         layout = SortedLayout.of(slots_TK, n_experts)
-    return _Experts.apply(x_TD, weights_TK, gate_up, down, layout)  # pyright: ignore[reportReturnType]
+    return _Experts.apply(x_TD, weights_TK, gate_up, down, layout)
 
 
 def _weight_of_row(layout: Layout, weights_TK: Tensor, dtype: torch.dtype) -> Tensor:

@@ -132,11 +132,11 @@ class TieredLayout:
         return rows[: self.n_experts * self.height].unflatten(0, (self.n_experts, self.height))
 
 
-def _padded(rows_e: Tensor) -> Tensor:
-    """Rows rounded up: to a power of two while few, to a multiple of the step above."""
-    power = torch.exp2(rows_e.clamp(min=1).double().log2().ceil()).long()
-    stepped = (rows_e + _STEP - 1) // _STEP * _STEP
-    return torch.where(rows_e < _STEP, power, stepped).masked_fill_(rows_e == 0, 0)
+def _padded(rows: Tensor) -> Tensor:
+    """Numbers of rows rounded up: to a power of two while few, to a multiple of the step above."""
+    power = torch.exp2(rows.clamp(min=1).double().log2().ceil()).long()
+    stepped = (rows + _STEP - 1) // _STEP * _STEP
+    return torch.where(rows < _STEP, power, stepped).masked_fill_(rows == 0, 0)
 
 
 def _best_height(counts_e: Tensor, call_rows: int) -> int:

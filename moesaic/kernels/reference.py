@@ -65,7 +65,8 @@ def attention(
         k_BHCQ: keys.
         v_BHCU: values.
         scale: factor on the scores.
-        visible: bool, broadcastable to [B, H, S, C]; None for plain causal attention.
+        visible: bool [B, 1, S, C], never true after the fed position; None for plain causal
+            attention.
 
     Returns:
         [B, H, S, U].
