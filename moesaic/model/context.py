@@ -55,11 +55,11 @@ def visible_positions(documents_BS: Tensor | None, cache: Cache | None) -> Tenso
         RequestError: if some passes of a cache name documents and others do not.
     """
     held = cache.length if cache is not None else 0
-    before_BC = cache.documents if cache is not None else None
-    if documents_BS is None and before_BC is None:
+    before = cache.documents if cache is not None else None
+    if documents_BS is None and before is None:
         return None
-    if documents_BS is None or (held and before_BC is None):
+    if documents_BS is None or (held and before is None):
         raise RequestError("documents_BS must be given in every pass of a cache, or in none")
-    documents_BC = documents_BS if before_BC is None else torch.cat((before_BC, documents_BS), 1)
+    documents_BC = documents_BS if before is None else torch.cat((before, documents_BS), 1)
     same = documents_BS[:, None, :, None] == documents_BC[:, None, None, :]
     return same & same.new_ones(same.shape[-2:]).tril(held)
