@@ -1,0 +1,1 @@
+"""Keep experts evenly loaded: losses, the bias step, and what to watch. None acts unless asked."""

@@ -1,0 +1,1 @@
+"""One training loop for pretraining and fine-tuning, with everything it needs to resume exactly."""
