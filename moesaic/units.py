@@ -29,6 +29,14 @@ def count(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.2f}"
 
 
+def flop(value: float) -> str:
+    """Floating-point operations: `5.47 GFLOP`."""
+    for step, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= step:
+            return f"{value / step:.2f} {prefix}FLOP"
+    return f"{value:.0f} FLOP"
+
+
 def gb(n_bytes: float) -> str:
     """Bytes in powers of ten: `17.0 GB`."""
     return _bytes(n_bytes, 1000, ("B", "KB", "MB", "GB", "TB"))

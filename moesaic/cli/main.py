@@ -5,24 +5,54 @@ from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
-from click import ClickException
+from click import ClickException, Command, Context
+from typer.core import TyperGroup
 
 import moesaic
-from moesaic.errors import MoesaicError, TrainingError
+from moesaic.errors import MoesaicError, TrainingError, suggest
 
-VERBS = ("plan", "init", "check")
-"""The commands in the order of ``--help``. Each is the function of that name in the file of that
-name beside this one; heavy imports belong inside the function."""
+VERBS = {
+    "plan": "Print what a model weighs, needs and costs.",
+    "init": "Write a checkpoint with random weights.",
+    "check": "Compare a checkpoint with its config.json.",
+    "generate": "Write text from a prompt.",
+}
+"""The commands in the order of ``--help``, one line each. A command is the function of its name in
+the file of its name beside this one, which is imported when the command is used."""
+
+
+class _Commands(TyperGroup):
+    """Lists every command without importing one."""
+
+    def resolve_command(
+        self, ctx: Context, args: list[str]
+    ) -> tuple[str | None, Command | None, list[str]]:
+        """The command that was asked for, imported now."""
+        name = args[0]
+        if name not in VERBS:
+            ctx.fail(f"{name!r} is not a command{suggest(name, VERBS) or '; see moesaic --help'}")
+        return name, _load(name), args[1:]
+
+
+def _load(name: str) -> Command:
+    """The command itself."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    function = getattr(import_module(f"moesaic.cli.{name}"), name)
+    single.command(name, context_settings=_HELP)(function)
+    return typer.main.get_command(single)
+
+
+_HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
-    suggest_commands=False,  # click suggests too
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
     help="Plan, train, slice, merge and run DeepSeek-style Mixture-of-Experts models.",
 )
-for verb in VERBS:
-    app.command(verb)(getattr(import_module(f"moesaic.cli.{verb}"), verb))
+for verb, summary in VERBS.items():
+    app.command(verb, help=summary)(lambda: None)
 
 
 def _print_version(asked: bool) -> None:

@@ -4,7 +4,7 @@ Counting, memory tables, checkpoint checks, choosing experts, shard manifests an
 this one list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -44,20 +44,27 @@ class TensorSpec:
         return len(self.shape) == 2 and self.role in ("attention", "dense", "shared", "routed")
 
 
-def tensors(config: ModelConfig) -> Iterator[TensorSpec]:
+def tensors(config: ModelConfig, layers: Container[int] | None = None) -> Iterator[TensorSpec]:
     """Every tensor of the model in the published order, prediction modules last.
+
+    Args:
+        config: the model.
+        layers: leave out the tensors of all other layers; None leaves out none.
 
     Source: the published checkpoints; DeepSeek-V3 (arXiv 2412.19437) section 2.2 for the modules.
     """
     vocabulary = (config.vocab_size, config.hidden_size)
     yield TensorSpec("model.embed_tokens.weight", vocabulary, "embedding")
     for layer in range(config.num_hidden_layers):
-        yield from _layer(config, layer)
+        if layers is None or layer in layers:
+            yield from _layer(config, layer)
     yield TensorSpec("model.norm.weight", (config.hidden_size,), "norm")
     if not config.tie_word_embeddings:
         yield TensorSpec("lm_head.weight", vocabulary, "head")
     for depth in range(config.num_nextn_predict_layers):
-        yield from _prediction_module(config, config.num_hidden_layers + depth)
+        layer = config.num_hidden_layers + depth
+        if layers is None or layer in layers:
+            yield from _prediction_module(config, layer)
 
 
 def _prediction_module(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
@@ -65,9 +72,7 @@ def _prediction_module(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
     vocabulary = (config.vocab_size, width)
     embedding = "model.embed_tokens.weight"
     head = embedding if config.tie_word_embeddings else "lm_head.weight"
-    yield TensorSpec(
-        f"{prefix}.embed_tokens.weight", vocabulary, "mtp", layer, copy_of=embedding
-    )
+    yield TensorSpec(f"{prefix}.embed_tokens.weight", vocabulary, "mtp", layer, copy_of=embedding)
     yield TensorSpec(f"{prefix}.enorm.weight", (width,), "mtp", layer)
     yield TensorSpec(f"{prefix}.hnorm.weight", (width,), "mtp", layer)
     yield TensorSpec(f"{prefix}.eh_proj.weight", (width, 2 * width), "mtp", layer)

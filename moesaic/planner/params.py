@@ -132,13 +132,23 @@ def params(
     _check_slice(config, name, train_experts, frozen_experts)
     roles: Counter[Role] = Counter()
     mtp = copies = 0
-    for spec in tensors(config):
-        if spec.layer is None or spec.layer < config.num_hidden_layers:
-            roles[spec.role] += spec.size
+    depth, alike = config.num_hidden_layers, _layers_alike(config)
+    for spec in tensors(config, alike):
+        if spec.layer is None or spec.layer < depth:
+            roles[spec.role] += spec.size * (1 if spec.layer is None else alike[spec.layer])
         else:
             mtp += spec.size
             copies += spec.size if spec.copy_of else 0
     return Plan(name, config, train_experts, frozen_experts, dict(roles), mtp, copies)
+
+
+def _layers_alike(config: ModelConfig) -> dict[int, int]:
+    """One layer of each kind with how many there are of it; every prediction module by itself."""
+    depth = config.num_hidden_layers
+    moe = set(config.moe_layers)
+    dense = [layer for layer in range(depth) if layer not in moe]
+    alike = {kind[0]: len(kind) for kind in (dense, config.moe_layers) if kind}
+    return alike | {depth + k: 1 for k in range(config.num_nextn_predict_layers)}
 
 
 def _check_slice(
