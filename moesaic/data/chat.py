@@ -123,7 +123,7 @@ class ChatTemplate:
                 documents=None,
                 **_special_names(self.tokenizer),
             )
-        except (TemplateError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # a template is code from elsewhere and may raise anything
             raise DataError(
                 f"the chat template fails on this conversation ({error}); change the messages, or "
                 "the template in tokenizer_config.json"

@@ -59,7 +59,7 @@ def document_from_row(row: Any, field: str, where: str) -> Document:
         DataError: if the row is not of these kinds; ``where`` begins the message.
     """
     if not isinstance(row, dict):
-        raise DataError(f"{where}: the row is a {type(row).__name__}; it should be a JSON object")
+        raise DataError(f"{where}: the row is {_kind(row)}; it should be a JSON object")
     if row.get("messages") is not None:
         document = Document(messages=_messages(row["messages"], where), where=where)
     elif row.get("prompt") is not None and row.get("completion") is not None:
@@ -102,6 +102,8 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return f"an empty {type(value).__name__}" if value in ([], "") else f"a {type(value).__name__}"
+    """What JSON calls a value."""
+    if value == []:
+        return "an empty list"
+    names = {type(None): "null", bool: "a truth value", str: "a text", list: "a list"}
+    return names.get(type(value), "an object" if isinstance(value, dict) else "a number")
