@@ -36,6 +36,7 @@ class Report:
 
     folder: Path
     config: ModelConfig
+    """As in config.json, but without prediction modules that are not stored."""
     files: tuple[Path, ...]
     stored: Mapping[str, StoredTensor]
     """Every tensor in the files, scales and ignored ones included."""
@@ -114,7 +115,7 @@ def check(folder: Path | str) -> Report:
     """
     folder = Path(folder)
     contents = read_contents(folder)
-    config = read_config(inside(folder, "config.json"))
+    config = _stored_config(read_config(inside(folder, "config.json")), contents)
     specs = {spec.name: spec for spec in tensors(config)}
     problems = [*contents.problems]
     for spec in specs.values():
@@ -140,6 +141,22 @@ def check(folder: Path | str) -> Report:
         tuple(contents.warnings),
         tuple(ignored),
     )
+
+
+def _stored_config(config: ModelConfig, contents: Contents) -> ModelConfig:
+    """The configuration without the prediction modules, if the folder stores nothing of them.
+
+    transformers keeps the number of modules in config.json and writes none of their weights.
+    """
+    depth, first = config.num_nextn_predict_layers, config.num_hidden_layers
+    prefixes = tuple(f"model.layers.{layer}." for layer in range(first, first + depth))
+    if not depth or any(n.startswith(prefixes) for n in {*contents.tensors, *contents.excused}):
+        return config
+    contents.warnings.append(
+        f"config.json says num_nextn_predict_layers={depth}, the weights of the multi-token "
+        "prediction modules are not here; the model is read without them"
+    )
+    return config.model_copy(update={"num_nextn_predict_layers": 0})
 
 
 def _tied_head(config: ModelConfig) -> TensorSpec | None:

@@ -46,16 +46,19 @@ def digest(folder: Path | str, verify: bool = False) -> str:
     if known and not verify:
         return root(contents.tensors, recorded)
     digests = {name: _digest_of(stored) for name, stored in contents.tensors.items()}
-    for name, value in digests.items():
-        if recorded.get(name, value) != value:
-            raise CheckpointError(
-                f"{folder}: tensor {name} changed since {RECORD} was written; fetch it again, or "
-                f"remove {RECORD} if the change is meant"
-            )
+    found = root(contents.tensors, digests)
+    if record and record.get("root") != found:
+        names = sorted(recorded.keys() | digests.keys())
+        changed = [name for name in names if recorded.get(name) != digests.get(name)]
+        what = f"tensor {changed[0]}" if changed else "the type or shape of a tensor"
+        raise CheckpointError(
+            f"{folder}: {what} changed since {RECORD} was written; fetch it again, or remove "
+            f"{RECORD} if the change is meant"
+        )
     if not known:
         with contextlib.suppress(CheckpointError):  # a folder we may not write to is read each time
             _store(contents, digests)
-    return root(contents.tensors, digests)
+    return found
 
 
 def store_digest(folder: Path, digests: Mapping[str, str]) -> str:

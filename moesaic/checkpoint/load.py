@@ -32,9 +32,9 @@ class Reader:
         report = check(folder)
         if not report.is_sound:
             raise report.error()
+        self.report = report
         self.folder = report.folder
         self.config = report.config
-        self._stored = report.stored
         self._specs = {spec.name: spec for spec in tensors(report.config)}
         quantised = report.config.quantization_config
         self._block = quantised.weight_block_size if quantised else BLOCK
@@ -53,13 +53,13 @@ class Reader:
         spec = self._specs.get(name)
         if spec is None:
             raise CheckpointError(f"{self.folder} has no tensor {name}{suggest(name, self._specs)}")
-        return self._stored[name if name in self._stored else spec.copy_of or name]
+        return self.report.stored[name if name in self.report.stored else spec.copy_of or name]
 
     def stored(self, name: str) -> Tensor | Fp8Weight:
         """One tensor as it is stored, on the CPU."""
         found = self.locate(name)
         if found.dtype == FP8:
-            return read_fp8(found, self._stored[found.name + SCALE], self._block)
+            return read_fp8(found, self.report.stored[found.name + SCALE], self._block)
         return read_tensor(found)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
