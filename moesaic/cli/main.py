@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 import moesaic
 from moesaic.errors import MoesaicError, TrainingError, suggest
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+
 VERBS = {
     "plan": "Print what a model weighs, needs and costs.",
     "init": "Write a checkpoint with random weights.",
@@ -31,18 +33,16 @@ class _Commands(TyperGroup):
         name = args[0]
         if name not in VERBS:
             ctx.fail(f"{name!r} is not a command{suggest(name, VERBS) or '; see moesaic --help'}")
-        return name, _load(name), args[1:]
+        return name, load_command(name), args[1:]
 
 
-def _load(name: str) -> Command:
-    """The command itself."""
+def load_command(name: str) -> Command:
+    """A command with its arguments and options; the listed ones have only a name and a line."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     function = getattr(import_module(f"moesaic.cli.{name}"), name)
     single.command(name, context_settings=_HELP)(function)
     return typer.main.get_command(single)
 
-
-_HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     cls=_Commands,

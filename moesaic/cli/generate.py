@@ -1,0 +1,84 @@
+"""``moesaic generate``: text from a prompt, as it is written."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moesaic.config.infer import GenerateConfig
+from moesaic.errors import RequestError
+
+if TYPE_CHECKING:
+    from moesaic.data.tokenizer import Tokenizer
+    from moesaic.model.transformer import Transformer
+
+_DEFAULTS = GenerateConfig()
+
+
+def generate(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint folder.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The text to go on from; - reads it.")
+    ],
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Most tokens to draw.")
+    ] = _DEFAULTS.max_new_tokens,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token, 1 the model's own distribution.")
+    ] = _DEFAULTS.temperature,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest tokens of this probability together.")
+    ] = _DEFAULTS.top_p,
+    seed: Annotated[int, typer.Option(help="Another seed, another text.")] = _DEFAULTS.seed,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end.")
+    ] = False,
+) -> None:
+    """Continue a text; only what is new is printed. Ctrl-C stops."""
+    from moesaic.data.tokenizer import Tokenizer
+    from moesaic.model.build import load_model
+
+    config = GenerateConfig.parse(
+        dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    )
+    text = _read_prompt() if prompt == "-" else prompt
+    tokenizer = Tokenizer.load(folder)
+    model = load_model(folder, dtype, device)
+    show = _print_json if as_json else _print_text
+    show(model, text, tokenizer, config.model_dump())
+
+
+def _read_prompt() -> str:
+    """Standard input without the newline that ends it."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the prompt on standard input is not UTF-8 ({error}); convert it first"
+        ) from None
+
+
+def _print_text(
+    model: "Transformer", prompt: str, tokenizer: "Tokenizer", settings: dict[str, Any]
+) -> None:
+    from moesaic.infer.generate import stream
+
+    pieces = stream(model, prompt, tokenizer, **settings)
+    try:
+        for piece in pieces:
+            print(piece.text, end="", flush=True)
+    finally:
+        print()
+
+
+def _print_json(
+    model: "Transformer", prompt: str, tokenizer: "Tokenizer", settings: dict[str, Any]
+) -> None:
+    from moesaic.infer.generate import generate
+
+    [continuation] = generate(model, prompt, tokenizer, **settings)
+    print(json.dumps({"prompt": prompt, **asdict(continuation)}, ensure_ascii=False))

@@ -1,0 +1,1 @@
+"""Text from a built model: caches, sampling, generation."""

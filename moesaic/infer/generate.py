@@ -1,0 +1,192 @@
+"""Texts continued by a model: the prompts in one pass, then one pass per token.
+
+Letters: B sequences, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from moesaic.config.infer import GenerateConfig
+from moesaic.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from moesaic.errors import RequestError
+from moesaic.infer.cache import KeyValueCache
+from moesaic.infer.prompts import Prompt, PromptBatch, encode_prompts
+from moesaic.infer.sample import sample
+from moesaic.infer.text import TextStream
+from moesaic.model.build import load_model
+from moesaic.model.transformer import Transformer
+
+Ending = Literal["eos", "stop", "length"]
+"""Why a text ends: a token that ends texts, a stop text, or as many tokens as were allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one new token adds to one text."""
+
+    prompt: int
+    """Which prompt it continues, counted from 0."""
+    token: int
+    text: str
+    """The text that is certain now; empty inside a character, or without a tokenizer."""
+    ending: Ending | None
+    """Why this is the last piece; None while more follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a model wrote after one prompt."""
+
+    text: str
+    """Without the prompt; empty without a tokenizer."""
+    ids: tuple[int, ...]
+    """Every token drawn, those that ended the text too."""
+    prompt_ids: tuple[int, ...]
+    ending: Ending
+
+
+def generate(
+    model: Transformer | Path | str,
+    prompts: str | Sequence[Prompt],
+    tokenizer: Tokenizer | None = None,
+    **settings: Any,
+) -> list[Continuation]:
+    """Continue prompts, all in one batch; each text is what its prompt would give alone.
+
+    Args:
+        model: a model, or a checkpoint folder, whose tokenizer is taken and whose weights are
+            loaded in float32.
+        prompts: one text, or several prompts, each a text or ids.
+        tokenizer: needed for prompts or stops that are texts, and for the text of the result.
+        settings: those of `GenerateConfig`, as ``max_new_tokens=64, temperature=0``.
+
+    Returns:
+        One continuation per prompt, in their order.
+
+    Raises:
+        RequestError: if a prompt is empty, too long, or not of the model's vocabulary.
+        ConfigError: for a wrong setting.
+    """
+    request = _Request.of(model, prompts, tokenizer, settings)
+    pieces: list[list[Piece]] = [[] for _ in request.rows]
+    for piece in request.pieces():
+        pieces[piece.prompt].append(piece)
+    return [
+        Continuation(
+            text="".join(piece.text for piece in row_pieces),
+            ids=tuple(piece.token for piece in row_pieces),
+            prompt_ids=tuple(row),
+            ending=row_pieces[-1].ending or "length",
+        )
+        for row, row_pieces in zip(request.rows, pieces, strict=True)
+    ]
+
+
+def stream(
+    model: Transformer | Path | str,
+    prompts: str | Sequence[Prompt],
+    tokenizer: Tokenizer | None = None,
+    **settings: Any,
+) -> Iterator[Piece]:
+    """`generate`, piece by piece as tokens are drawn; mistakes are raised at the call."""
+    return _Request.of(model, prompts, tokenizer, settings).pieces()
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked for, checked."""
+
+    model: Transformer
+    rows: list[list[int]]
+    tokenizer: Tokenizer | None
+    config: GenerateConfig
+
+    @classmethod
+    def of(
+        cls,
+        model: Transformer | Path | str,
+        prompts: str | Sequence[Prompt],
+        tokenizer: Tokenizer | None,
+        settings: dict[str, Any],
+    ) -> "_Request":
+        config = GenerateConfig.parse(settings)
+        if not isinstance(model, Transformer):
+            if tokenizer is None and (Path(model) / TOKENIZER_FILE).is_file():
+                tokenizer = Tokenizer.load(model)
+            model = load_model(model)
+        if config.stop and tokenizer is None:
+            raise RequestError(
+                f"stop={config.stop!r} needs a tokenizer; give tokenizer, or leave stop out"
+            )
+        rows = encode_prompts(prompts, model.config, tokenizer, config.max_new_tokens)
+        return cls(model, rows, tokenizer, config)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Pieces of all texts in the order of their tokens, until every text has ended."""
+        texts = [self._begin() for _ in self.rows]
+        for tokens in draw_tokens(self.model, self.rows, self.config):
+            for prompt, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+                if text.ending is None:
+                    certain = text.add(token)
+                    yield Piece(prompt, token, certain, text.ending)
+            if all(text.ending for text in texts):
+                return
+
+    def _begin(self) -> "_Text":
+        further = self.tokenizer.eos_ids if self.tokenizer else ()
+        ends = frozenset((*self.model.config.eos_token_ids, *further))
+        stream = TextStream(self.tokenizer, self.config.stop) if self.tokenizer else None
+        return _Text(stream, ends, self.config.max_new_tokens)
+
+
+@dataclass(slots=True)
+class _Text:
+    """One text while it is written."""
+
+    stream: TextStream | None
+    ends: frozenset[int]
+    room: int
+    """Tokens that may still be drawn."""
+    ending: Ending | None = None
+
+    def add(self, token: int) -> str:
+        """Take a token and see whether it is the last; returns the text that is certain now."""
+        self.room -= 1
+        certain = self.stream.push(token) if self.stream else ""
+        if self.stream and self.stream.stopped:
+            self.ending = "stop"
+        elif token in self.ends:
+            self.ending = "eos"
+        elif not self.room:
+            self.ending = "length"
+        if self.ending and self.stream:
+            certain += self.stream.finish()
+        return certain
+
+
+def draw_tokens(
+    model: Transformer, rows: Sequence[Sequence[int]], config: GenerateConfig
+) -> Iterator[list[int]]:
+    """The tokens that follow rows of ids, one of every row at a time; nothing ends a row early."""
+    device = model.model.embed_tokens.weight.device
+    batch = PromptBatch.of(rows, device)
+    cache = KeyValueCache(batch.ids_BS.shape[1] + config.max_new_tokens)
+    generators = [torch.Generator().manual_seed(config.seed + row) for row in range(len(rows))]
+    for _ in range(config.max_new_tokens):
+        ids_B = sample(_feed(model, batch, cache), config, generators)
+        yield ids_B.tolist()
+        batch = batch.followed_by(ids_B)
+
+
+@torch.inference_mode()
+def _feed(model: Transformer, batch: PromptBatch, cache: KeyValueCache) -> Tensor:
+    """Logits of the token after the batch: [B, V]."""
+    logits_BSV = model(
+        batch.ids_BS, batch.positions_BS, batch.documents_BS, cache=cache, last_only=True
+    )
+    return logits_BSV[:, -1]

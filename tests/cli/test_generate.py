@@ -1,0 +1,121 @@
+"""``moesaic generate`` prints what the model writes, and only that."""
+
+import io
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import moesaic
+from moesaic.checkpoint.save import save
+from moesaic.cli.main import main
+from moesaic.config.model import ModelConfig
+from moesaic.config.presets import get_preset
+from moesaic.data.bpe import train_bpe
+from moesaic.model.build import build_model
+
+CONFIG: ModelConfig = get_preset("tiny-v2").changed(
+    vocab_size=300, hidden_size=32, num_hidden_layers=2, initializer_range=0.1, eos_token_id=None
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "model"
+    save(path, CONFIG, build_model(CONFIG, seed=1).state_dict(), "float32")
+    train_bpe(["one two three four five, " * 20], 300).save(path)
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Exit status of ``moesaic generate`` with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["moesaic", "generate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_the_new_text_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    options = ("--max-new-tokens", "12", "--temperature", "0.9", "--top-p", "0.8", "--seed", "3")
+    assert run(monkeypatch, folder, "one two", *options) == 0
+    [text] = moesaic.generate(
+        folder, "one two", max_new_tokens=12, temperature=0.9, top_p=0.8, seed=3
+    )
+    assert capsys.readouterr().out == text.text + "\n"
+
+
+def test_json_holds_text_and_tokens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    assert run(monkeypatch, folder, "one", "--max-new-tokens", "5", "--json") == 0
+    [text] = moesaic.generate(folder, "one", max_new_tokens=5)
+    assert json.loads(capsys.readouterr().out) == {
+        "prompt": "one",
+        "text": text.text,
+        "ids": list(text.ids),
+        "prompt_ids": list(text.prompt_ids),
+        "ending": "length",
+    }
+
+
+def test_a_dash_reads_the_prompt_from_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("één\n\n".encode())))
+    assert run(monkeypatch, folder, "-", "--max-new-tokens", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "één\n"
+
+
+def test_standard_input_that_is_no_text_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert run(monkeypatch, folder, "-") == 2
+    assert "the prompt on standard input is not UTF-8" in capsys.readouterr().err
+
+
+class _Interrupting(io.StringIO):
+    """A terminal at which Ctrl-C is pressed when the third piece appears."""
+
+    written = 0
+
+    def write(self, text: str) -> int:
+        self.written += 1
+        if self.written == 5:  # each print writes its text and its end
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_interrupting_ends_the_line_and_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    terminal = _Interrupting()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run(monkeypatch, folder, "one", "--max-new-tokens", "100") == 130
+    assert terminal.getvalue().endswith("\n")
+    assert terminal.written < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("one", "--temperature", "-1"), "temperature=-1.0"),
+        (("one", "--max-new-tokens", "9000"), "max_position_embeddings=8192"),
+        (("one", "--dtype", "float31"), "dtype='float31' is not one of float32"),
+    ],
+)
+def test_a_wrong_request_exits_with_2_and_prints_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert run(monkeypatch, folder, *arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
