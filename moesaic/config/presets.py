@@ -26,25 +26,32 @@ _LATENT: dict[str, Any] = {
     "v_head_dim": 128,
 }
 
+_SOFTMAX_GATE: dict[str, Any] = {
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+}
+_SIX_OF_64: dict[str, Any] = {
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+}
+
 DEEPSEEK_MOE_16B = ModelConfig(
     model_type="deepseek",
     hidden_size=2048,
     num_hidden_layers=28,
-    first_k_dense_replace=1,
     intermediate_size=10944,
     moe_intermediate_size=1408,
-    n_routed_experts=64,
-    n_shared_experts=2,
-    num_experts_per_tok=6,
     num_attention_heads=16,
     num_key_value_heads=16,
-    scoring_func="softmax",
-    topk_method="greedy",
-    norm_topk_prob=False,
-    routed_scaling_factor=1.0,
     rope_interleave=False,
     max_position_embeddings=4096,
     initializer_range=0.02,
+    **_SIX_OF_64,
+    **_SOFTMAX_GATE,
     **_V2_TOKENS,
 )
 """DeepSeekMoE 16B. Source: deepseek-ai/deepseek-moe-16b-base; arXiv 2401.06066 table 7."""
@@ -61,12 +68,9 @@ DEEPSEEK_MOE_2B = ModelConfig(
     num_experts_per_tok=7,
     num_attention_heads=10,
     num_key_value_heads=10,
-    scoring_func="softmax",
-    topk_method="greedy",
-    norm_topk_prob=False,
-    routed_scaling_factor=1.0,
     rope_interleave=False,
     max_position_embeddings=2048,
+    **_SOFTMAX_GATE,
 )
 """The validation model of the first paper.
 
@@ -107,25 +111,19 @@ DEEPSEEK_V2_LITE = ModelConfig(
     model_type="deepseek_v2",
     hidden_size=2048,
     num_hidden_layers=27,
-    first_k_dense_replace=1,
     intermediate_size=10944,
     moe_intermediate_size=1408,
-    n_routed_experts=64,
-    n_shared_experts=2,
-    num_experts_per_tok=6,
     num_attention_heads=16,
     num_key_value_heads=16,
-    scoring_func="softmax",
-    topk_method="greedy",
     n_group=1,
     topk_group=1,
-    norm_topk_prob=False,
-    routed_scaling_factor=1.0,
     rope_interleave=True,
     rope_scaling=_V2_YARN,
     max_position_embeddings=163840,
     initializer_range=0.02,
     **_LATENT,
+    **_SIX_OF_64,
+    **_SOFTMAX_GATE,
     **_V2_TOKENS,
 )
 """DeepSeek-V2-Lite. Source: deepseek-ai/DeepSeek-V2-Lite; arXiv 2405.04434 appendix B."""
@@ -200,18 +198,10 @@ def _small(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_hidden_layers=num_hidden_layers,
-        first_k_dense_replace=1,
         intermediate_size=widths[0],
         moe_intermediate_size=widths[1],
-        n_routed_experts=64,
-        n_shared_experts=2,
-        num_experts_per_tok=6,
         num_attention_heads=num_attention_heads,
         num_key_value_heads=num_attention_heads,
-        scoring_func="softmax",
-        topk_method="greedy",
-        norm_topk_prob=False,
-        routed_scaling_factor=1.0,
         rope_interleave=True,
         kv_lora_rank=latent_rank,
         qk_nope_head_dim=unrotated,
@@ -220,10 +210,10 @@ def _small(
         max_position_embeddings=8192,
         bos_token_id=0,
         eos_token_id=1,
+        **_SIX_OF_64,
+        **_SOFTMAX_GATE,
     )
-    no_latent = dict.fromkeys(
-        ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    )
+    no_latent = dict.fromkeys(_LATENT)
     v1 = v2.changed(model_type="deepseek", rope_interleave=False, **no_latent)
     v3 = v2.changed(
         model_type="deepseek_v3",
