@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from shapes import checked_shapes
 
 from moesaic.config.model import ModelConfig
 
 torch.set_num_threads(1)
+settings.register_profile("moesaic", deadline=None, derandomize=True)  # no test depends on speed
+settings.load_profile("moesaic")
 
 _SHARED: dict[str, Any] = {
     "vocab_size": 64,

@@ -47,16 +47,7 @@ def train_bpe(
             f"vocab_size={vocab_size} has no room for 256 bytes and {len(special_tokens.all)} "
             f"special tokens; raise it to {needed} or more"
         )
-    engine = Engine(models.BPE())
-    engine.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_DIGIT), "isolated"),
-            pre_tokenizers.Split(Regex(_CJK), "isolated"),
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    engine.decoder = decoders.ByteLevel()
+    engine = _untrained()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(special_tokens.all),
@@ -99,6 +90,21 @@ def _texts(config: DataConfig, most_characters: int) -> Iterator[str]:
                 break
             yield document.spoken
             left -= len(document.spoken)
+
+
+def _untrained() -> Engine:
+    """Byte-level BPE without merges, and the rules by which text is cut before merging."""
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_DIGIT), "isolated"),
+            pre_tokenizers.Split(Regex(_CJK), "isolated"),
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    engine.decoder = decoders.ByteLevel()
+    return engine
 
 
 def _finished(engine: Engine, special: SpecialTokens) -> Tokenizer:

@@ -32,14 +32,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Open the sources.
-
-        Args:
-            config: what to read and how.
-            tokenizer: makes tokens of it.
-            rows: sequences in a batch of this rank.
-            rank: which share of the documents this loader reads.
-            world_size: how many ranks share them.
+        """Open the sources; batches of this rank have ``rows`` sequences.
 
         Raises:
             DataError: if a source has no files, or the tokenizer lacks what the settings need.
@@ -62,7 +55,7 @@ class Loader:
             "world_size": world_size,
             "tokenizer": tokenizer.digest,
             **_settings_that_matter(config),
-            **{f"files of source {i}": s.source.digest for i, s in enumerate(self._sources)},
+            **_digests([shuffled.source for shuffled in self._sources]),
         }
 
     @property
@@ -152,6 +145,11 @@ def _settings_that_matter(config: DataConfig) -> dict[str, Any]:
     for source in settings["sources"]:
         del source["path"]
     return {f"data.{name}": value for name, value in settings.items()}
+
+
+def _digests(sources: list[Source]) -> dict[str, str]:
+    """What shows that a source's files are those of the saved run."""
+    return {f"files of source {number}": each.digest for number, each in enumerate(sources)}
 
 
 def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -113,9 +113,7 @@ def test_sources_that_are_finished_leave_the_rest_to_the_others(data_config, tok
     assert sorted(texts) == sorted(row["text"] for row in rows)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.integers(0, 40),
     rows=st.integers(1, 3),
