@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from moesaic.checkpoint.fresh import write_fresh
+from moesaic.checkpoint.fresh import fresh_tensor, write_fresh
+from moesaic.checkpoint.save import write
 from moesaic.config.model import ModelConfig
 
 Craft = Callable[..., Path]
@@ -38,3 +40,17 @@ def fresh(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> Fresh:
         return folder
 
     return build
+
+
+@pytest.fixture
+def split(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> Path:
+    """A checkpoint in many files with an index."""
+    folder, draw = tmp_path / "split", torch.Generator().manual_seed(0)
+    write(
+        folder,
+        tiny_config("v2"),
+        lambda spec: fresh_tensor(spec, 0.1, torch.float32, draw),
+        "float32",
+        file_bytes=10_000,
+    )
+    return folder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint.edit import edit_json, edit_tensors
+from checkpoint.damage import edit_json, edit_tensors
 
 from moesaic.checkpoint.digest import RECORD, digest
 from moesaic.checkpoint.files import read_safetensors
@@ -110,7 +110,7 @@ def test_damage_that_kept_size_and_time_is_found_by_reading_every_byte(fresh: Fr
     path.write_bytes(bytes(content))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert digest(folder) == before
-    with pytest.raises(CheckpointError, match="changed since .*fetch it again, or remove"):
+    with pytest.raises(CheckpointError, match=r"changed since .*fetch it again, or remove"):
         digest(folder, verify=True)
 
 
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_has_no_digest(fresh: Fresh) -> None:
     folder = fresh("v2")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="has no digest: .* cut short: fetch it again"):
+    with pytest.raises(CheckpointError, match=r"has no digest: .* cut short: fetch it again"):
         digest(folder)
 
 

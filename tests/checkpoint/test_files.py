@@ -81,9 +81,7 @@ def test_one_lazy_tensor_is_alive_at_a_time(tmp_path: Path) -> None:
         most.append(len(alive))
         return tensor
 
-    pending = [
-        LazyTensor(f"t{n}", torch.float32, (4,), lambda n=n: make(n)) for n in range(5)
-    ]
+    pending = [LazyTensor(f"t{n}", torch.float32, (4,), lambda n=n: make(n)) for n in range(5)]
     write_safetensors(tmp_path / "x.safetensors", pending)
     assert most == [1] * 5
 
@@ -126,7 +124,7 @@ def test_a_file_that_changes_after_it_was_checked_is_refused(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="changed its size before tensor w was read"):
         read_tensor(stored)
     path.unlink()
-    with pytest.raises(CheckpointError, match="tensor w cannot be read .*fetch the file again"):
+    with pytest.raises(CheckpointError, match=r"tensor w cannot be read .*fetch the file again"):
         read_tensor(stored)
 
 

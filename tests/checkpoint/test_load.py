@@ -22,9 +22,7 @@ DOWN = "model.layers.1.mlp.experts.down_proj"
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_loading_fills_every_tensor_in_place(
-    fresh: Fresh, family: str, dtype: torch.dtype
-) -> None:
+def test_loading_fills_every_tensor_in_place(fresh: Fresh, family: str, dtype: torch.dtype) -> None:
     folder = fresh(family)
     reader, published = Reader(folder), read_safetensors(folder / "model.safetensors")
     state = {
@@ -90,14 +88,14 @@ def test_reading_keeps_the_stored_type_or_gives_the_one_asked_for(fresh: Fresh) 
 
 
 def test_a_name_the_checkpoint_does_not_know_is_refused(fresh: Fresh) -> None:
-    with pytest.raises(CheckpointError, match="has no tensor model.norm; did you mean"):
+    with pytest.raises(CheckpointError, match=r"has no tensor model.norm; did you mean"):
         Reader(fresh("v2")).read("model.norm")
 
 
 def test_a_state_of_another_model_is_refused_before_anything_is_read(fresh: Fresh) -> None:
     reader = Reader(fresh("v2"))
     state = {"model.norm.weight": torch.zeros(16)}
-    with pytest.raises(CheckpointError, match="the model has a tensor model.norm.bias, the check"):
+    with pytest.raises(CheckpointError, match=r"the model has a tensor model.norm.bias, the check"):
         load_into(reader, {**state, "model.norm.bias": torch.zeros(16)})
     with pytest.raises(CheckpointError, match=r"has shape \[8, 16, 16\] in the model, \[2, 16, 16"):
         load_into(reader, {**state, GATE_UP: torch.zeros(8, 16, 16)}, {1: (0, 1)})

@@ -99,9 +99,7 @@ def test_generation_settings_are_read_there(fresh: Fresh) -> None:
 
 
 @pytest.mark.parametrize("shape", [(128, 128), (256, 384), (128, 640)])
-def test_fp8_blocks_mean_the_same_there(
-    shape: tuple[int, int], generator: torch.Generator
-) -> None:
+def test_fp8_blocks_mean_the_same_there(shape: tuple[int, int], generator: torch.Generator) -> None:
     """On whole blocks: theirs takes rows / scales for the block, which needs them."""
     fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
     stored: Fp8Weight = quantise(torch.randn(shape, generator=generator))

@@ -62,9 +62,7 @@ def test_an_fp8_checkpoint_saved_in_bfloat16_has_no_blocks(fresh: Fresh, tmp_pat
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_values_without_an_fp8_form_are_refused(
-    fresh: Fresh, tmp_path: Path, value: float
-) -> None:
+def test_values_without_an_fp8_form_are_refused(fresh: Fresh, tmp_path: Path, value: float) -> None:
     reader, name = Reader(fresh("v2")), "model.layers.0.mlp.up_proj.weight"
     state = {name: torch.empty(shape) for name, shape in state_shapes(reader.config).items()}
     load_into(reader, state)

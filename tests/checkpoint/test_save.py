@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.edit import edit_tensors
+from checkpoint.damage import edit_tensors
 from torch import Tensor
 
 from moesaic.checkpoint.check import check
@@ -128,7 +128,7 @@ def test_a_tokenizer_that_is_a_link_out_of_the_source_is_refused(
     (tmp_path / "private").write_text("secret")
     (base / "tokenizer.json").symlink_to(tmp_path / "private")
     config, state = _load(base)
-    with pytest.raises(CheckpointError, match="tokenizer.json is a link to .*put the file itself"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is a link to .*put the file itself"):
         save(tmp_path / "new", config, state, "float32", source=base)
     assert not (tmp_path / "new").exists()
 
@@ -165,19 +165,21 @@ def test_files_are_bounded_and_the_index_names_every_tensor(
 def test_a_value_too_large_for_float16_is_refused(fresh: Fresh, tmp_path: Path) -> None:
     config, state = _load(fresh("v2"))
     state["model.norm.weight"][3] = 70_000
-    with pytest.raises(CheckpointError, match="weight holds 7e.04, more than float16 can; save it"):
+    with pytest.raises(
+        CheckpointError, match=r"weight holds 7e.04, more than float16 can; save it"
+    ):
         save(tmp_path / "new", config, state, "float16")
 
 
 def test_a_type_that_cannot_be_stored_is_refused(fresh: Fresh, tmp_path: Path) -> None:
     config, state = _load(fresh("v2"))
-    with pytest.raises(ConfigError, match="dtype='bfloat' is not one of .*mean 'bfloat16'"):
+    with pytest.raises(ConfigError, match=r"dtype='bfloat' is not one of .*mean 'bfloat16'"):
         save(tmp_path / "new", config, state, "bfloat")
 
 
 def test_a_state_of_another_model_is_refused(fresh: Fresh, tmp_path: Path) -> None:
     config, state = _load(fresh("v2"))
-    with pytest.raises(CheckpointError, match="model.norm.bias is no tensor of this model"):
+    with pytest.raises(CheckpointError, match=r"model.norm.bias is no tensor of this model"):
         save(tmp_path / "new", config, {**state, "model.norm.bias": torch.ones(16)}, "float32")
     with pytest.raises(CheckpointError, match=r"model.norm.weight has shape \[3\], the configur"):
         save(tmp_path / "new", config, {**state, "model.norm.weight": torch.ones(3)}, "float32")
