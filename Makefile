@@ -34,5 +34,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "making .venv (once; torch is a large download)" >&2
 	@rm -rf .venv
 	@"$(PYTHON)" -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
