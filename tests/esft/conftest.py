@@ -1,11 +1,23 @@
-"""Batches of random tokens: several documents in a row, padding, and tokens not to be learned."""
+"""Batches of random tokens, checkpoints of a few thousand parameters, and shards of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from moesaic.checkpoint.digest import digest
+from moesaic.checkpoint.names import place
+from moesaic.checkpoint.save import write
+from moesaic.config.model import ModelConfig
 from moesaic.data.batch import IGNORED, Batch
+from moesaic.esft.park import load_slice
+from moesaic.esft.select import Selection
+from moesaic.esft.shard import Work, write_shard
+from moesaic.model.build import build_model
+from moesaic.planner.inventory import TensorSpec
 
 
 def _batch(rows: int, positions: int, generator: torch.Generator) -> Batch:
@@ -23,5 +35,54 @@ def _batch(rows: int, positions: int, generator: torch.Generator) -> Batch:
 
 @pytest.fixture
 def make_batch() -> Callable[..., Batch]:
-    """``make_batch(rows, positions, generator)``."""
+    """``make_batch(rows, positions, generator)``: documents, padding, tokens not learned."""
     return _batch
+
+
+@pytest.fixture
+def make_base(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> Callable[..., Path]:
+    """``make_base(family, dtype, **changes)``: a checkpoint in several files, with its digest."""
+
+    def build(family: str, dtype: str = "bfloat16", **changes: Any) -> Path:
+        folder = tmp_path / "base"
+        config = tiny_config(family, **changes)
+        state = build_model(config, seed=3).state_dict()
+
+        def make(spec: TensorSpec) -> Tensor:
+            found = place(spec)
+            assert found is not None
+            return found.of(state[found.name])
+
+        write(folder, config, make, dtype, file_bytes=20_000)
+        (folder / "tokenizer.json").write_text("{}")
+        return folder
+
+    return build
+
+
+EXPERTS = {1: (1, 2, 5), 2: (0, 3, 7)}
+
+
+@pytest.fixture
+def make_shard(tmp_path: Path) -> Callable[..., Path]:
+    """``make_shard(name, base, experts, tokens, step)``: trained weights are the base's + step."""
+
+    def build(
+        name: str,
+        base: Path,
+        experts: Mapping[int, tuple[int, ...]] = EXPERTS,
+        tokens: int = 100,
+        step: float = 0.5,
+        dtype: Any = "bfloat16",
+    ) -> Path:
+        selection = Selection(experts=dict(experts))
+        model = load_slice(base, selection)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += step
+        work = Work(base=digest(base), run="0" * 64, data=("math",), tokens=tokens, steps=2)
+        write_shard(tmp_path / name, model, selection, work, dtype)
+        return tmp_path / name
+
+    return build
