@@ -1,8 +1,9 @@
 """Bytes of activations in a training step of this implementation.
 
 One list of what each operation keeps for the backward pass; a test holds it to what autograd keeps.
-Not counted: padding of small expert groups on a CPU (up to half of the experts' rows), and the
-visibility mask of packed documents (one byte for each pair of positions).
+Attention is counted in the fused form of a GPU; the blockwise form of a CPU keeps less, while the
+experts there keep some padding, which is not counted. Nor is the visibility mask of packed
+documents, one byte for each pair of positions.
 """
 
 from dataclasses import dataclass
@@ -49,14 +50,18 @@ def activations(
     first = 0 if whole else config.moe_layers[0]
     layers = range(first, config.num_hidden_layers)
     kept = [_layer(config, layer, compute, whole, layer > first or whole) for layer in layers]
-    casts = [_casts(plan, layer, compute, weights) for layer in layers]
+    casts = [_casts(plan, layer, compute, weights) for layer in layers if layer > first or whole]
     per_token, cast = sum(kept), sum(casts)
     if recompute:
         per_token = len(layers) * config.hidden_size * compute + max(kept)
-        cast = max(casts)
+        cast = max(casts, default=0)
     per_token += _norm(config.hidden_size, compute) + config.hidden_size * compute
+    if compute == 4:
+        per_token += 4 * config.rope_dim  # cosines and sines, shared by all layers
     if whole:
-        per_token += config.num_nextn_predict_layers * _prediction(config, compute)
+        modules, joined = config.num_nextn_predict_layers, 2 * config.hidden_size**2
+        per_token += modules * _prediction(config, compute)
+        cast += modules * _casts(plan, config.num_hidden_layers, compute, weights, joined)
     working = max(_loss(plan, tokens, compute, weights), _rows(plan, tokens, compute, weights))
     return Activations(tokens * per_token, cast, working)
 
@@ -65,7 +70,7 @@ def _layer(config: ModelConfig, layer: int, compute: int, whole: bool, below: bo
     """Bytes per token that one layer keeps.
 
     Args:
-        whole: whether all weights are trained: then the inputs of frozen ones are kept too.
+        whole: whether all weights are trained: then the inputs of the linear layers are kept too.
         below: whether anything below this layer is trained: else only its experts keep anything.
     """
     width = config.hidden_size
@@ -92,16 +97,23 @@ def _norm(width: int, compute: int) -> int:
 
 
 def _attention(config: ModelConfig, compute: int, whole: bool) -> int:
-    """The norm before it, the projections, and queries, keys, values and output of the kernel."""
+    """The norm before it, the projections and the kernel."""
     heads, width = config.num_attention_heads, config.hidden_size
-    kernel = 4 * heads * max(config.qk_head_dim, config.value_dim) * compute + 4 * heads
-    total = _norm(width, compute) + width * compute * whole + kernel
+    total = _norm(width, compute) + width * compute * whole + fused_attention(config, compute)
+    if compute < 4:  # cosines and sines, once for queries and once for keys
+        total += 2 * config.rope_dim * compute
     if config.is_latent:
         for latent in (config.q_lora_rank or 0, config.kv_lora_rank or 0):
             if latent:
                 total += _norm(latent, compute) + latent * compute * whole
         total += heads * config.value_dim * compute * whole
     return total
+
+
+def fused_attention(config: ModelConfig, compute: int) -> int:
+    """Queries, keys, values and output, all padded to one width, and a float32 sum per head."""
+    heads = config.num_attention_heads
+    return 4 * heads * max(config.qk_head_dim, config.value_dim) * compute + 4 * heads
 
 
 def _feed_forward(inner: int, compute: int, whole: bool) -> int:
@@ -133,7 +145,7 @@ def _prediction(config: ModelConfig, compute: int) -> int:
     return 3 * _norm(width, compute) + 2 * width * compute + layer + width * compute
 
 
-def _casts(plan: Plan, layer: int, compute: int, weights: int) -> int:
+def _casts(plan: Plan, layer: int, compute: int, weights: int, further: int = 0) -> int:
     """Copies of one layer's weights that the backward pass needs, the experts' not among them."""
     config = plan.config
     total = 0
@@ -144,25 +156,26 @@ def _casts(plan: Plan, layer: int, compute: int, weights: int) -> int:
         if config.has_experts(layer):
             inner = (config.n_shared_experts or 0) * (config.moe_intermediate_size or 0)
         attention = plan.roles["attention"] // config.num_hidden_layers
-        total += compute * (attention + 3 * config.hidden_size * inner)
+        total += compute * (attention + 3 * config.hidden_size * inner + further)
     return total
 
 
 def _loss(plan: Plan, tokens: int, compute: int, weights: int) -> int:
-    """A chunk of logits with its gradient, and the head's float32 gradient before it is cast."""
+    """A chunk of logits and of their logarithms, then gradients, all float32; the gradients in the
+    dtype of the products; and the head's float32 gradient before it is cast."""
     vocabulary = plan.config.vocab_size
     chunk = min(tokens, max(SMALLEST_CHUNK, CHUNK_LOGITS // vocabulary))
-    logits = chunk * vocabulary * (4 if compute == 4 else 4 + compute)
+    logits = chunk * vocabulary * (8 if compute == 4 else 8 + compute)
     head = 4 * vocabulary * plan.config.hidden_size
     return logits + (head if plan.train_experts is None and weights < 4 else 0)
 
 
 def _rows(plan: Plan, tokens: int, compute: int, weights: int) -> int:
-    """The backward pass of one layer's experts: three rows of the hidden size and four of theirs
-    for each chosen expert, and the stacks in the dtype of the products."""
+    """The backward pass of one layer's experts: two rows of the hidden size and four of theirs for
+    each chosen expert, and the stacks in the dtype of the products."""
     config = plan.config
     inner, width = config.moe_intermediate_size or 0, config.hidden_size
-    rows = tokens * (config.num_experts_per_tok or 0) * (3 * width + 4 * inner) * compute
+    rows = tokens * (config.num_experts_per_tok or 0) * (2 * width + 4 * inner) * compute
     resident = config.experts
     if plan.train_experts is not None:
         resident = plan.train_experts + plan.frozen_experts

@@ -48,7 +48,7 @@ def train_flops(plan: Plan, context: float) -> Flops:
 
     Training the whole model, every product of the forward pass has two in the backward pass, and
     the prediction modules are trained along. Training a slice, frozen weights need no gradient:
-    their layers only pass it on, and layers below the first expert not even that. Tokens are taken
+    they only pass it on, and those below the first trained experts not even that. Tokens are taken
     to choose evenly among the resident experts.
 
     Source: Kaplan et al. 2020 (arXiv 2001.08361) section 2.1 for the factor of two.
@@ -57,20 +57,13 @@ def train_flops(plan: Plan, context: float) -> Flops:
     if plan.train_experts is None:
         forward += _prediction_flops(plan, context)
         return Flops(forward, 2 * forward)
-    config = plan.config
-    later = config.num_hidden_layers - config.moe_layers[0] - 1
-    chosen = _chosen_weights(plan)
-    head = config.vocab_size * config.hidden_size
-    passed_on = (
-        head
-        + chosen
-        + sum(
-            layer_weights(plan, layer)
-            for layer in range(config.moe_layers[0] + 1, config.num_hidden_layers)
-        )
-    )
-    trained = chosen * len(config.moe_layers) * _trained_share(plan)
-    attention = 2 * later * attention_flops(config, context)
+    config, first = plan.config, plan.config.moe_layers[0]
+    later = range(first + 1, config.num_hidden_layers)
+    passed_on = config.vocab_size * config.hidden_size
+    passed_on += sum(layer_weights(plan, layer) for layer in later)
+    passed_on += _chosen_weights(plan) // 3  # through the first layer's down projections only
+    trained = _chosen_weights(plan) * len(config.moe_layers) * _trained_share(plan)
+    attention = 2 * len(later) * attention_flops(config, context)
     return Flops(forward, 2 * passed_on + 2 * trained + attention)
 
 
