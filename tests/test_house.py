@@ -3,7 +3,7 @@
 import ast
 import importlib
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -32,41 +32,31 @@ FORBIDDEN = {
 }
 
 
-def names(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+def test_a_file_is_one_idea_of_at_most_300_lines():
+    assert not {name(path) for path in PYTHON if path.read_text().count("\n") > 300}
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=names)
-def test_a_file_is_one_idea_of_at_most_300_lines(path: Path):
-    lines_in_file = path.read_text().count("\n")
-    assert lines_in_file <= 300
-
-
-@pytest.mark.parametrize("path", PACKAGE, ids=names)
-def test_a_function_has_at_most_60_lines(path: Path):
-    long = [node.name for node in functions(path) if lines(node) > 60]
-    assert not long
+def test_a_function_has_at_most_60_lines():
+    assert not {node.name for path in PACKAGE for node in functions(path) if length(node) > 60}
 
 
 def test_half_of_all_functions_have_under_10_lines():
-    lengths = sorted(lines(node) for path in PACKAGE for node in functions(path))
+    lengths = sorted(length(node) for path in PACKAGE for node in functions(path))
     assert lengths[len(lengths) // 2] < 10
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=names)
-def test_a_file_says_what_it_is_for(path: Path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_a_file_says_what_it_is_for():
+    assert not {name(path) for path in PACKAGE if not ast.get_docstring(parsed(path))}
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=names)
-def test_a_file_has_none_of_the_forbidden_words(path: Path):
-    text = path.read_text()
-    found = {match[0]: fix for word, fix in FORBIDDEN.items() if (match := re.search(word, text))}
-    assert not found
+@pytest.mark.parametrize("word", FORBIDDEN)
+def test_a_forbidden_word_is_nowhere(word: str):
+    found = {name(path) for path in PACKAGE if re.search(word, path.read_text())}
+    assert not found, FORBIDDEN[word]
 
 
 def test_no_file_is_called_utils():
-    assert not [path for path in PYTHON if re.search("util|helper|common|misc", path.stem)]
+    assert not {name(path) for path in PYTHON if re.search("util|helper|common|misc", path.stem)}
 
 
 def groups_of_settings() -> list[type[Settings]]:
@@ -78,20 +68,28 @@ def groups_of_settings() -> list[type[Settings]]:
 @pytest.mark.parametrize("group", groups_of_settings(), ids=lambda group: group.__name__)
 def test_every_setting_is_read_and_says_what_it_means(group: type[Settings]):
     code = "\n".join(path.read_text() for path in PACKAGE if path.stem != "presets")
-    for name, field in group.model_fields.items():
+    for setting, field in group.model_fields.items():
         is_tag = get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
-        is_read = re.search(rf"\.{name}\b|\"{name}\"", code) is not None
-        assert is_tag or is_read, f"no code reads {name}"
-        assert is_tag or field.description, f"{name} has no description"
+        is_read = re.search(rf"\.{setting}\b|\"{setting}\"", code) is not None
+        assert is_tag or is_read, f"no code reads {setting}"
+        assert is_tag or field.description, f"{setting} has no description"
 
 
-def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-def lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    nodes = ast.walk(parsed(path))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines of a function without its signature and docstring."""
     first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
     return (node.end_lineno or first.lineno) - first.lineno + 1
