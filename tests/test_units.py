@@ -90,3 +90,11 @@ def test_what_is_printed_reads_back_to_within_its_digits(n_bytes: int):
 @given(st.floats(min_value=0, max_value=1e16))
 def test_a_count_never_prints_a_thousand_of_a_suffix(value: float):
     assert not units.count(value).startswith("1000") or value >= 999.95e12
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12, "12 FLOP"), (2.5e6, "2.50 MFLOP"), (5.47e9, "5.47 GFLOP"), (1.9e15, "1900.00 TFLOP")],
+)
+def test_operations_carry_their_prefix(value: float, text: str):
+    assert units.flop(value) == text
