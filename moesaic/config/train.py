@@ -14,6 +14,7 @@ from pydantic import (
 
 from moesaic.config.balance import BalanceConfig
 from moesaic.config.data import DataConfig, SourceConfig
+from moesaic.config.esft import EsftConfig
 from moesaic.config.model import ModelConfig
 from moesaic.config.presets import get_preset
 from moesaic.config.published import parse_config
@@ -38,18 +39,25 @@ class BatchConfig(Settings):
     """Sequences of a step, and how many of them are in memory at once."""
 
     rows: Curve
-    """Sequences per optimiser step, over all ranks."""
+    """Sequences per optimiser step; in between, a whole number of `micro_rows`."""
     micro_rows: PositiveInt | None = None
-    """Sequences per forward and backward pass; None passes all at once."""
+    """Sequences per forward and backward pass; None takes as many as the first step has."""
 
     @model_validator(mode="after")
     def _rows_divide(self) -> Self:
-        if self.micro_rows is not None and self.rows.start % self.micro_rows:
+        if self.rows.start < 1 or self.rows.start % 1:
+            raise ValueError(f"rows={self.rows.start:g} is no number of sequences; give 1 or more")
+        if self.rows.start % self.at_once:
             raise ValueError(
                 f"rows={self.rows.start:g} is not a multiple of micro_rows={self.micro_rows}; "
                 "change one of them"
             )
         return self
+
+    @property
+    def at_once(self) -> int:
+        """Sequences per forward and backward pass."""
+        return self.micro_rows or int(self.rows.start)
 
 
 class OptimizerConfig(Settings):
@@ -161,6 +169,8 @@ class TrainConfig(Settings):
     """Where to train; ``auto`` takes a GPU if there is one."""
     seed: NonNegativeInt = 0
     """Decides fresh weights and which sequences are exempt from dropping; `data` has its own."""
+    esft: EsftConfig | None = None
+    """Which experts of the checkpoint in `model` to train; None trains the whole model."""
     evaluation: EvaluationConfig | None = None
     """Held-out loss while training; None evaluates nothing."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -44,6 +44,11 @@ class TrainState:
     skipped: int = 0
     """Steps left out because a value was not finite."""
 
+    @property
+    def device(self) -> str:
+        """Kind of the device the model is on."""
+        return next(self.model.parameters()).device.type
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training moves, by its name in a checkpoint."""
         trained = trained_parameters(self.model)
