@@ -3,6 +3,7 @@
 Letters: B sequences, S positions fed, T tokens, D hidden, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from moesaic.model.mtp import PredictionModule
 from moesaic.model.norm import RMSNorm
 from moesaic.model.residency import ALL_RESIDENT, Residency
 from moesaic.model.rope import Rope
+from moesaic.model.routing import Routing
 from moesaic.model.trace import RoutingTrace
 
 
@@ -186,16 +188,18 @@ class Transformer(nn.Module):
         """Hidden states after the last norm."""
         x_BSD = self._embed(context.ids_BS)
         for layer in range(self.config.num_hidden_layers):
-            block = self.model.layers[layer]
-            if self.recompute and torch.is_grad_enabled():
-                x_BSD, routing = checkpoint(
-                    block, x_BSD, context, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x_BSD, routing = block(x_BSD, context)
+            x_BSD, routing = self._apply(self.model.layers[layer], x_BSD, context)
             if trace is not None and routing is not None:
                 trace.layers[layer] = routing
         return self.model.norm(x_BSD)
+
+    def _apply(
+        self, layer: Callable[..., tuple[Tensor, Routing | None]], *inputs: Tensor | Context
+    ) -> tuple[Tensor, Routing | None]:
+        """One layer; with `recompute` only its inputs are kept for the backward pass."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return layer(*inputs)
+        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
 
     def _predict_further(
         self, depth: int, hidden_BSD: Tensor, context: Context, trace: RoutingTrace | None
@@ -209,7 +213,8 @@ class Transformer(nn.Module):
         module = self.model.layers[layer]
         assert isinstance(module, PredictionModule)
         further_BS = context.ids_BS.roll(-depth, dims=1)
-        hidden_BSD, routing = module.predict(hidden_BSD, self._embed(further_BS), context)
+        embedded_BSD = self._embed(further_BS)
+        hidden_BSD, routing = self._apply(module.predict, hidden_BSD, embedded_BSD, context)
         if trace is not None and routing is not None:
             trace.layers[layer] = routing
         return hidden_BSD
