@@ -9,6 +9,7 @@ SURFACE = {
     "plan": "model --train-experts --frozen-experts --device --json --markdown --set",
     "init": "model folder --dtype --seed",
     "check": "folder --verify --json",
+    "train": "run_file --set --json",
     "score": "folder --data --experts --score --tokens --out --dtype --device --json",
     "merge": "base shards --out --json",
     "generate": (

@@ -17,6 +17,9 @@ VERBS = {
     "plan": "Print what a model weighs, needs and costs.",
     "init": "Write a checkpoint with random weights.",
     "check": "Compare a checkpoint with its config.json.",
+    "train": "Train a model, or some of its experts, as a run file says.",
+    "score": "Score every expert on some data.",
+    "merge": "Merge shards into the checkpoint they come from.",
     "generate": "Write text from a prompt.",
 }
 """The commands in the order of ``--help``, one line each. A command is the function of its name in

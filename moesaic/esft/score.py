@@ -4,7 +4,7 @@ Letters: T tokens, E experts of a layer, K experts chosen per token.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,14 @@ class ExpertScores:
     def of(self, kind: Score) -> LayerScores:
         """One of the two scores."""
         return self.token if kind == "token" else self.gate
+
+    def covered(self, kind: Score, experts: Mapping[int, Sequence[int]]) -> dict[int, float]:
+        """Layer → part of its experts' score that fell on the given ones; 0 where it has none."""
+        scores = {layer: self.of(kind)[layer] for layer in experts}
+        return {
+            layer: sum(scores[layer][expert] for expert in ids) / (sum(scores[layer]) or 1)
+            for layer, ids in experts.items()
+        }
 
     def save(self, path: Path | str) -> None:
         """Write the scores as JSON, whole or not at all."""
@@ -130,6 +138,15 @@ def score_experts(
         tokens=tokens,
         loss=loss / tokens,
     )
+
+
+def first_tokens(batches: Iterable[Batch], learned: int) -> Iterator[Batch]:
+    """The first batches that together have this many learned tokens, or all there are."""
+    for batch in batches:
+        yield batch
+        learned -= batch.learned
+        if learned <= 0:
+            return
 
 
 def _check_natural(model: Transformer) -> None:

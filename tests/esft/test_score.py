@@ -11,7 +11,7 @@ from moesaic.checkpoint.save import save
 from moesaic.config.model import ModelConfig
 from moesaic.data.batch import IGNORED, Batch
 from moesaic.errors import ConfigError, DataError
-from moesaic.esft.score import ExpertScores, score_experts
+from moesaic.esft.score import ExpertScores, first_tokens, score_experts
 from moesaic.model.build import build_model
 from moesaic.model.residency import Residency
 from moesaic.model.trace import RoutingTrace
@@ -145,3 +145,10 @@ def test_a_dense_model_is_not_scored(tiny_config: Config) -> None:
 def test_data_with_nothing_learned_is_refused(tiny_config: Config) -> None:
     with pytest.raises(DataError, match="no learned token to score experts on; give more of it"):
         score_experts(build_model(tiny_config("v1")), [])
+
+
+def test_batches_are_drawn_until_they_hold_enough_tokens(generator: torch.Generator) -> None:
+    ids_BS = torch.randint(0, 9, (2, 5), generator=generator)
+    batch = Batch(ids_BS, ids_BS, ids_BS, ids_BS)
+    assert len(list(first_tokens(iter([batch] * 9), 21))) == 3
+    assert len(list(first_tokens(iter([batch] * 2), 21))) == 2

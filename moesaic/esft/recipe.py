@@ -1,0 +1,203 @@
+"""One call from a checkpoint and data to a shard: score, select, park, train, write.
+
+Everything lies in the run's folder, and the same call goes on with a run that was stopped.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moesaic.checkpoint.atomic import new_file
+from moesaic.checkpoint.digest import digest
+from moesaic.checkpoint.header import parse_json
+from moesaic.checkpoint.load import Reader
+from moesaic.config.esft import EsftConfig
+from moesaic.config.model import ModelConfig
+from moesaic.config.settings import Settings
+from moesaic.config.train import TrainConfig
+from moesaic.data.loader import Loader
+from moesaic.errors import CheckpointError, ConfigError
+from moesaic.esft.park import load_slice
+from moesaic.esft.score import ExpertScores, first_tokens, score_experts
+from moesaic.esft.select import Selection, read_selection, select
+from moesaic.esft.shard import ShardDtype, Work, digest_of, write_shard
+from moesaic.model.build import load_model
+from moesaic.planner.inventory import tensors
+from moesaic.train.folder import RunFolder
+from moesaic.train.loop import TrainResult, never, train
+from moesaic.train.progress import Display, Silent
+from moesaic.train.setup import base_folder, check_fits, choose_device, prepare_tokenizer, types_of
+from moesaic.units import count
+
+SCORES, SLICE, SHARD = "scores.json", "slice.json", "shard"
+"""What the folder of a slice's run holds, besides what every run's does."""
+
+
+class Slice(Settings):
+    """What a run trains, decided before its first step."""
+
+    base: str
+    """Digest of the checkpoint."""
+    selection: Selection
+    """Its experts that are trained."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """Says how far scoring has come, at every tenth."""
+
+    display: Display
+    goal: int
+    tenths: int = 0
+
+    def __call__(self, tokens: int) -> None:
+        if 10 * tokens // self.goal > self.tenths:
+            self.tenths = 10 * tokens // self.goal
+            self.display.say(f"scored {count(tokens)} of {count(self.goal)} tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class SliceResult:
+    """What training a slice came to."""
+
+    training: TrainResult
+    selection: Selection
+    shard: Path | None
+    """The folder with what was trained; None if the run was interrupted."""
+
+
+def train_slice(
+    config: TrainConfig, stop: Callable[[], bool] = never, display: Display | None = None
+) -> SliceResult:
+    """Train some experts of a checkpoint, all others parked, and write them as a shard.
+
+    Args:
+        config: the run, with an ``esft`` table.
+        stop: asked before every step; when true the run is saved and ends.
+        display: shows progress; None shows nothing.
+
+    Raises:
+        ConfigError: if the settings contradict each other, the model, or the run in the folder.
+        CheckpointError: if the base is damaged, or is not the one the run began with.
+        DataError: if the data cannot be read.
+        TrainingError: if another process trains there, or a value is not finite.
+    """
+    display = display or Silent()
+    esft, folder, reader = _esft_of(config), RunFolder(Path(config.folder)), _base_of(config)
+    folder.to_resume(config)  # refuses other settings before anything is scored
+    _check(config, esft, reader.config)
+    slice_ = _decided(folder, reader) or _decide(config, esft, folder, reader, display)
+    dtype, compute = types_of(config.precision)
+    device = choose_device(config.device)
+    model = load_slice(reader, slice_.selection, dtype, device, compute, config.recompute)
+    result = train(config, model, stop, display)
+    if result.interrupted:
+        return SliceResult(result, slice_.selection, None)
+    shard = folder.path / SHARD
+    if not shard.exists():
+        stored = _shard_dtype(reader, slice_.selection)
+        write_shard(shard, model, slice_.selection, _work(config, slice_, result), stored)
+    return SliceResult(result, slice_.selection, shard)
+
+
+def _esft_of(config: TrainConfig) -> EsftConfig:
+    if config.esft is None:
+        raise ConfigError("esft is missing; add a table [esft] that says which experts to train")
+    return config.esft
+
+
+def _base_of(config: TrainConfig) -> Reader:
+    base = base_folder(config)
+    if base is None:
+        raise ConfigError(
+            "esft trains some experts of a checkpoint, but model is not the folder of one; set "
+            "model to a folder, or remove esft to train fresh weights"
+        )
+    return Reader(base)
+
+
+def _check(config: TrainConfig, esft: EsftConfig, model: ModelConfig) -> None:
+    """Refuse what cannot be trained before experts are scored."""
+    check_fits(config, model)
+    chosen = model.num_experts_per_tok or 0
+    if esft.experts is not None and not chosen <= esft.experts <= model.experts:
+        raise ConfigError(
+            f"esft.experts={esft.experts} is not possible; each token goes to {chosen} of the "
+            f"{model.experts} experts of a layer: give {chosen} to {model.experts}"
+        )
+    if config.balance.bias_speed is not None:
+        raise ConfigError(
+            "balance.bias_speed would move the choice bias of routers that esft leaves as they "
+            "are; remove one of them"
+        )
+
+
+def _decided(folder: RunFolder, reader: Reader) -> Slice | None:
+    """What a run under way trains."""
+    path = folder.path / SLICE
+    if not (folder.record.exists() and path.exists()):
+        return None
+    found = Slice.parse(parse_json(path.read_bytes(), str(path)), str(path))
+    if found.base != digest(reader.folder):
+        raise CheckpointError(
+            f"{reader.folder} is not the base that the run in {folder.path} began with, "
+            f"{found.base[:12]}; put that one back to go on, or choose another folder for a new run"
+        )
+    return found
+
+
+def _decide(
+    config: TrainConfig, esft: EsftConfig, folder: RunFolder, reader: Reader, display: Display
+) -> Slice:
+    """Choose what a new run trains, and write it down."""
+    if esft.selection is not None:
+        selection = read_selection(esft.selection)
+    else:
+        scores = _score(config, esft, folder, reader, display)
+        selection = select(scores, esft)
+        covered = scores.covered(esft.score, selection.experts).values()
+        experts = sum(len(ids) for ids in selection.experts.values())
+        display.say(
+            f"training {experts} experts in {len(covered)} layers, which the base gives "
+            f"{sum(covered) / len(covered):.0%} of its {esft.score} score on this data"
+        )
+    slice_ = Slice(base=digest(reader.folder), selection=selection)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with new_file(folder.path / SLICE) as file:
+        file.write(json.dumps(slice_.model_dump(mode="json")).encode() + b"\n")
+    return slice_
+
+
+def _score(
+    config: TrainConfig, esft: EsftConfig, folder: RunFolder, reader: Reader, display: Display
+) -> ExpertScores:
+    """Score the base on the first documents that the run reads, each at most once."""
+    tokenizer = prepare_tokenizer(config, folder.tokenizer)
+    loader = Loader(config.data.changed(epochs=1), tokenizer, config.batch.at_once)
+    dtype = "float32" if config.precision == "float32" else "bfloat16"
+    model = load_model(reader.folder, dtype, choose_device(config.device))
+    told = _Told(display, esft.score_tokens)
+    scores = score_experts(model, first_tokens(loader, esft.score_tokens), told)
+    scores.save(folder.path / SCORES)
+    return scores
+
+
+def _work(config: TrainConfig, slice_: Slice, result: TrainResult) -> Work:
+    return Work(
+        base=slice_.base,
+        run=digest_of(config),
+        data=tuple(source.path for source in config.data.sources),
+        tokens=result.tokens,
+        steps=result.step,
+    )
+
+
+def _shard_dtype(reader: Reader, selection: Selection) -> ShardDtype:
+    """What the base stores the trained tensors in; bfloat16 for FP8 blocks and for mixtures."""
+    trained = (spec.name for spec in tensors(reader.config) if selection.trains(spec))
+    stored = {reader.locate(name).dtype for name in trained}
+    plain: dict[torch.dtype, ShardDtype] = {torch.float32: "float32", torch.float16: "float16"}
+    return plain.get(stored.pop(), "bfloat16") if len(stored) == 1 else "bfloat16"
