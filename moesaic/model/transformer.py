@@ -188,12 +188,12 @@ class Transformer(nn.Module):
         """Hidden states after the last norm."""
         x_BSD = self._embed(context.ids_BS)
         for layer in range(self.config.num_hidden_layers):
-            x_BSD, routing = self._apply(self.model.layers[layer], x_BSD, context)
+            x_BSD, routing = self._run_layer(self.model.layers[layer], x_BSD, context)
             if trace is not None and routing is not None:
                 trace.layers[layer] = routing
         return self.model.norm(x_BSD)
 
-    def _apply(
+    def _run_layer(
         self, layer: Callable[..., tuple[Tensor, Routing | None]], *inputs: Tensor | Context
     ) -> tuple[Tensor, Routing | None]:
         """One layer; with `recompute` only its inputs are kept for the backward pass."""
@@ -214,7 +214,7 @@ class Transformer(nn.Module):
         assert isinstance(module, PredictionModule)
         further_BS = context.ids_BS.roll(-depth, dims=1)
         embedded_BSD = self._embed(further_BS)
-        hidden_BSD, routing = self._apply(module.predict, hidden_BSD, embedded_BSD, context)
+        hidden_BSD, routing = self._run_layer(module.predict, hidden_BSD, embedded_BSD, context)
         if trace is not None and routing is not None:
             trace.layers[layer] = routing
         return hidden_BSD
