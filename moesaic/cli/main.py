@@ -14,6 +14,7 @@ from moesaic.errors import MoesaicError, TrainingError, suggest
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 VERBS = {
+    "demo": "Pretrain, fine-tune eight experts, merge and compare, in minutes.",
     "plan": "Print what a model weighs, needs and costs.",
     "init": "Write a checkpoint with random weights.",
     "check": "Compare a checkpoint with its config.json.",

@@ -1,0 +1,1 @@
+"""Run files that ship with moesaic, as `moesaic demo` uses them."""
