@@ -11,7 +11,7 @@ from moesaic.model.transformer import Transformer
 
 
 def random_model(config: ModelConfig, seed: int = 0, **options: Any) -> Transformer:
-    """A model whose norms and choice biases are random too, so that none of them can be mixed up."""
+    """A model whose norms and choice biases are random too, so that none can be mixed up."""
     model = build_model(config, seed=seed, **options)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, tensor in model.state_dict().items():
