@@ -53,13 +53,9 @@ def score(
     from moesaic.train.setup import choose_device
 
     config = read_config(folder)
-    asked = EsftConfig.parse(
-        {
-            "experts": experts or min(max(8, config.num_experts_per_tok or 0), config.experts) or 1,
-            "score": kind,
-            "score_tokens": tokens,
-        }
-    )
+    if experts is None:
+        experts = min(max(8, config.num_experts_per_tok or 0), config.experts or 8)
+    asked = EsftConfig.parse({"experts": experts, "score": kind, "score_tokens": tokens})
     batches = _batches(folder, data, min(_ROW, config.max_position_embeddings))
     scores = _score(load_model(folder, dtype, choose_device(device)), batches, asked.score_tokens)
     selection = select(scores, asked)

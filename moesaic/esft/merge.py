@@ -84,6 +84,9 @@ def merge_shards(
     Raises:
         ShardError: if a shard was trained from another base, is damaged, or is given twice.
         CheckpointError: if the base is damaged, ``out`` is not empty, or the disk is full.
+
+    Source: FederatedAveraging (arXiv 1602.05629) algorithm 1, for each expert over those that
+    trained it.
     """
     out = Path(out)
     refuse_filled(out)

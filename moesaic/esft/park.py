@@ -46,8 +46,9 @@ def load_slice(
     train_only_(model, selection)
     lossless = _stored_in(reader, model, (compute, FP8))
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad or name not in lossless:
-            parameter.data = torch.empty_like(parameter, dtype=dtype)
+        held = compute if name in lossless and not parameter.requires_grad else dtype
+        if parameter.dtype != held:
+            parameter.data = torch.empty_like(parameter, dtype=held)
     load_into(reader, model.state_dict(), residency.resident)
     return model
 

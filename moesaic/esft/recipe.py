@@ -89,18 +89,18 @@ def train_slice(
     esft, folder, reader = _esft_of(config), RunFolder(Path(config.folder)), _base_of(config)
     folder.to_resume(config)  # refuses other settings before anything is scored
     _check(config, esft, reader.config)
-    slice_ = _decided(folder, reader) or _decide(config, esft, folder, reader, display)
+    begun = _begun(folder, reader) or _begin(config, esft, folder, reader, display)
     dtype, compute = types_of(config.precision)
     device = choose_device(config.device)
-    model = load_slice(reader, slice_.selection, dtype, device, compute, config.recompute)
+    model = load_slice(reader, begun.selection, dtype, device, compute, config.recompute)
     result = train(config, model, stop, display)
     if result.interrupted:
-        return SliceResult(result, slice_.selection, None)
+        return SliceResult(result, begun.selection, None)
     shard = folder.path / SHARD
     if not shard.exists():
-        stored = _shard_dtype(reader, slice_.selection)
-        write_shard(shard, model, slice_.selection, _work(config, slice_, result), stored)
-    return SliceResult(result, slice_.selection, shard)
+        stored = _shard_dtype(reader, begun.selection)
+        write_shard(shard, model, begun.selection, _work(config, begun, result), stored)
+    return SliceResult(result, begun.selection, shard)
 
 
 def _esft_of(config: TrainConfig) -> EsftConfig:
@@ -135,7 +135,7 @@ def _check(config: TrainConfig, esft: EsftConfig, model: ModelConfig) -> None:
         )
 
 
-def _decided(folder: RunFolder, reader: Reader) -> Slice | None:
+def _begun(folder: RunFolder, reader: Reader) -> Slice | None:
     """What a run under way trains."""
     path = folder.path / SLICE
     if not (folder.record.exists() and path.exists()):
@@ -149,7 +149,7 @@ def _decided(folder: RunFolder, reader: Reader) -> Slice | None:
     return found
 
 
-def _decide(
+def _begin(
     config: TrainConfig, esft: EsftConfig, folder: RunFolder, reader: Reader, display: Display
 ) -> Slice:
     """Choose what a new run trains, and write it down."""
@@ -164,11 +164,11 @@ def _decide(
             f"training {experts} experts in {len(covered)} layers, which the base gives "
             f"{sum(covered) / len(covered):.0%} of its {esft.score} score on this data"
         )
-    slice_ = Slice(base=digest(reader.folder), selection=selection)
+    begun = Slice(base=digest(reader.folder), selection=selection)
     folder.path.mkdir(parents=True, exist_ok=True)
     with new_file(folder.path / SLICE) as file:
-        file.write(json.dumps(slice_.model_dump(mode="json")).encode() + b"\n")
-    return slice_
+        file.write(json.dumps(begun.model_dump(mode="json")).encode() + b"\n")
+    return begun
 
 
 def _score(
@@ -185,9 +185,9 @@ def _score(
     return scores
 
 
-def _work(config: TrainConfig, slice_: Slice, result: TrainResult) -> Work:
+def _work(config: TrainConfig, begun: Slice, result: TrainResult) -> Work:
     return Work(
-        base=slice_.base,
+        base=begun.base,
         run=digest_of(config),
         data=tuple(source.path for source in config.data.sources),
         tokens=result.tokens,

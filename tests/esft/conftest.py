@@ -1,5 +1,6 @@
 """Batches of random tokens, checkpoints of a few thousand parameters, and shards of them."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,50 +40,75 @@ def make_batch() -> Callable[..., Batch]:
     return _batch
 
 
-@pytest.fixture
-def make_base(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> Callable[..., Path]:
-    """``make_base(family, dtype, **changes)``: a checkpoint in several files, with its digest."""
+def _write_base(folder: Path, config: ModelConfig, dtype: str) -> None:
+    """A checkpoint in several files, with its digest and a tokenizer."""
+    state = build_model(config, seed=3).state_dict()
 
-    def build(family: str, dtype: str = "bfloat16", **changes: Any) -> Path:
-        folder = tmp_path / "base"
-        config = tiny_config(family, **changes)
-        state = build_model(config, seed=3).state_dict()
+    def make(spec: TensorSpec) -> Tensor:
+        found = place(spec)
+        assert found is not None
+        return found.of(state[found.name])
 
-        def make(spec: TensorSpec) -> Tensor:
-            found = place(spec)
-            assert found is not None
-            return found.of(state[found.name])
+    write(folder, config, make, dtype, file_bytes=20_000)
+    (folder / "tokenizer.json").write_text("{}")
 
-        write(folder, config, make, dtype, file_bytes=20_000)
-        (folder / "tokenizer.json").write_text("{}")
+
+@pytest.fixture(scope="session")
+def built_base(
+    tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., ModelConfig]
+) -> Callable[..., Path]:
+    """``built_base(family, dtype, **changes)``: a checkpoint to copy, written once."""
+    home = tmp_path_factory.mktemp("bases")
+
+    def build(family: str, dtype: str, **changes: Any) -> Path:
+        folder = home / "-".join([family, dtype, *map(str, changes.items())])
+        if not folder.exists():
+            _write_base(folder, tiny_config(family, **changes), dtype)
         return folder
 
     return build
 
 
+@pytest.fixture
+def make_base(tmp_path: Path, built_base: Callable[..., Path]) -> Callable[..., Path]:
+    """``make_base(family, dtype, **changes)``: a checkpoint in several files, with its digest."""
+
+    def copy(family: str, dtype: str = "bfloat16", **changes: Any) -> Path:
+        return shutil.copytree(built_base(family, dtype, **changes), tmp_path / "base")
+
+    return copy
+
+
 EXPERTS = {1: (1, 2, 5), 2: (0, 3, 7)}
+
+
+def _write_shard(
+    folder: Path,
+    base: Path,
+    experts: Mapping[int, tuple[int, ...]] = EXPERTS,
+    tokens: int = 100,
+    step: float = 0.5,
+    dtype: Any = "bfloat16",
+) -> Path:
+    """A shard whose weights are the base's and a step."""
+    selection = Selection(experts=dict(experts))
+    model = load_slice(base, selection)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += step
+    work = Work(base=digest(base), run="0" * 64, data=("math",), tokens=tokens, steps=2)
+    write_shard(folder, model, selection, work, dtype)
+    return folder
 
 
 @pytest.fixture
 def make_shard(tmp_path: Path) -> Callable[..., Path]:
     """``make_shard(name, base, experts, tokens, step)``: trained weights are the base's + step."""
+    return lambda name, base, **changes: _write_shard(tmp_path / name, base, **changes)
 
-    def build(
-        name: str,
-        base: Path,
-        experts: Mapping[int, tuple[int, ...]] = EXPERTS,
-        tokens: int = 100,
-        step: float = 0.5,
-        dtype: Any = "bfloat16",
-    ) -> Path:
-        selection = Selection(experts=dict(experts))
-        model = load_slice(base, selection)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter += step
-        work = Work(base=digest(base), run="0" * 64, data=("math",), tokens=tokens, steps=2)
-        write_shard(tmp_path / name, model, selection, work, dtype)
-        return tmp_path / name
 
-    return build
+@pytest.fixture(scope="session")
+def built_shard(tmp_path_factory: pytest.TempPathFactory, built_base: Callable[..., Path]) -> Path:
+    """A shard of ``built_base("v2", "bfloat16")``, to copy."""
+    return _write_shard(tmp_path_factory.mktemp("shards") / "v2", built_base("v2", "bfloat16"))

@@ -1,6 +1,7 @@
 """From a checkpoint and text to a merged checkpoint, and going on where a run stopped."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from moesaic.checkpoint.digest import digest
 from moesaic.checkpoint.files import read_safetensors
 from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.save import save
+from moesaic.config.data import DataConfig
 from moesaic.config.model import ModelConfig
 from moesaic.config.train import TrainConfig
 from moesaic.data.bpe import train_on_sources
@@ -31,10 +33,22 @@ Run = Callable[..., TrainConfig]
 _TEXT = "Line {n}: a router sends every token to a few experts, and line {m} says so again.\n"
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., ModelConfig]) -> Path:
+    """A text, and a checkpoint with a tokenizer for it."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "lines.txt").write_text("\n".join(_TEXT.format(n=n, m=7 * n) for n in range(90)))
+    config = tiny_config("v3", vocab_size=300)
+    save(folder / "base", config, build_model(config, seed=5).state_dict(), "bfloat16")
+    data = DataConfig.parse({"sources": [{"path": str(folder / "lines.txt")}], "seq_len": 24})
+    train_on_sources(data, 300).save(folder / "base")
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> Run:
+def run(tmp_path: Path, home: Path) -> Run:
     """``run(folder, **changes)``: four steps on short lines, three experts of each layer."""
-    (tmp_path / "lines.txt").write_text("\n".join(_TEXT.format(n=n, m=7 * n) for n in range(90)))
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     source = {"path": str(tmp_path / "lines.txt"), "separator": "\n\n"}
 
     def build(folder: str = "run", **changes: Any) -> TrainConfig:
@@ -51,10 +65,6 @@ def run(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> Run:
         }
         return TrainConfig.parse(settings)
 
-    config = tiny_config("v3", vocab_size=300)
-    model = build_model(config, seed=5)
-    save(tmp_path / "base", config, model.state_dict(), "bfloat16")
-    train_on_sources(build().data, 300).save(tmp_path / "base")
     return build
 
 
@@ -94,7 +104,7 @@ def test_a_slice_is_scored_trained_written_and_merged(run: Run, tmp_path: Path) 
 
 
 def test_a_slice_learns_its_data(run: Run) -> None:
-    result = train_slice(run(steps=30))
+    result = train_slice(run(steps=12))
     losses = [line["next_token"] for line in read_run(result.training.folder.record).of("step")]
     assert losses[-1] < losses[0] - 0.1
 

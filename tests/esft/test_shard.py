@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ def base(make_base: MakeBase) -> Path:
 
 
 @pytest.fixture
-def shard(make_shard: MakeShard, base: Path) -> Path:
-    return make_shard("shard", base)
+def shard(built_shard: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(built_shard, tmp_path / "shard")
 
 
 def _check(shard: Path, base: Path) -> None:
