@@ -21,8 +21,9 @@ check: $(READY)  ## format, lint, types, import contracts
 parity: $(READY)  ## compare with transformers, slow cases too
 	@$(BIN)/pytest -q -m parity
 
-bench: $(READY)  ## every benchmark, on this machine
-	@for script in benchmarks/[a-z]*.py; do $(BIN)/python "$$script" || exit 1; done
+bench: $(READY)  ## every benchmark in its quick form, on this machine
+	@for script in benchmarks/[a-z]*.py; do \
+	  $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" --quick || exit 1; done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,96 @@
+"""Line charts as SVG: no library, no numbers that are not in the result file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, log10
+from pathlib import Path
+
+_COLOURS = ("#4c566a", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
+"""Okabe and Ito's, told apart by the colour-blind too."""
+_WIDTH, _HEIGHT = 420, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 34, 40
+_TICKS = 5
+
+Line = Sequence[tuple[float, float]]
+"""Points from left to right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart; lines of one name have one colour in every panel."""
+
+    title: str
+    x_label: str
+    lines: Mapping[str, Line]
+    from_zero: bool = False
+    """Whether the vertical axis begins at 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Values along one side and where they lie in the picture."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round numbers, about five of them."""
+        rough = (self.high - self.low) / _TICKS
+        power = 10 ** floor(log10(rough))
+        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+        first, last = ceil(self.low / step), floor(self.high / step)
+        return [round(place * step, 10) for place in range(first, last + 1)]
+
+
+def write_charts(path: Path, title: str, panels: Sequence[Panel]) -> None:
+    """Write panels side by side, with one legend below."""
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    colours = {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(names)}
+    width, height = _WIDTH * len(panels), _HEIGHT + 26 + 18 * len(names)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        _text(width / 2, 15, title, "middle", "bold"),
+    ]
+    for place, panel in enumerate(panels):
+        parts += [f'<g transform="translate({place * _WIDTH},0)">', *_panel(panel, colours), "</g>"]
+    for place, name in enumerate(names):
+        y = _HEIGHT + 22 + 18 * place
+        parts.append(f'<path d="M{_LEFT} {y}h24" stroke="{colours[name]}" stroke-width="2.5"/>')
+        parts.append(_text(_LEFT + 32, y + 4, name, "start"))
+    path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+def _panel(panel: Panel, colours: dict[str, str]) -> list[str]:
+    points = [point for line in panel.lines.values() for point in line]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    margin = 0.04 * (max(ys) - min(ys)) or 1.0
+    low = 0.0 if panel.from_zero else min(ys) - margin
+    across = _Axis(min(xs), max(max(xs), min(xs) + 1), _LEFT, _WIDTH - _RIGHT)
+    up = _Axis(low, max(ys) + margin, _HEIGHT - _BOTTOM, _TOP)
+    parts = [_text((across.start + across.end) / 2, _TOP - 5, panel.title, "middle")]
+    for tick in up.ticks():
+        y = up(tick)
+        parts.append(f'<path d="M{across.start} {y:.1f}H{across.end}" stroke="#ddd"/>')
+        parts.append(_text(across.start - 5, y + 4, f"{tick:g}", "end"))
+    for tick in across.ticks():
+        parts.append(_text(across(tick), up.start + 15, f"{tick:g}", "middle"))
+    parts.append(_text((across.start + across.end) / 2, up.start + 31, panel.x_label, "middle"))
+    for name, line in panel.lines.items():
+        places = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line)
+        parts.append(
+            f'<polyline points="{places}" fill="none" stroke="{colours[name]}" stroke-width="1.6"/>'
+        )
+    return parts
+
+
+def _text(x: float, y: float, text: str, anchor: str, weight: str = "normal") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}"'
+    return f"<text {place}>{escape(text)}</text>"
