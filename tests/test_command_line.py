@@ -6,9 +6,11 @@ from click import Argument, Command
 from moesaic.cli.main import VERBS, load_command
 
 SURFACE = {
+    "demo": "folder --steps",
     "plan": "model --train-experts --frozen-experts --device --json --markdown --set",
     "init": "model folder --dtype --seed",
     "check": "folder --verify --json",
+    "train": "run_file --set --json",
     "train": "run_file --set --json",
     "score": "folder --data --experts --score --tokens --out --dtype --device --json",
     "merge": "base shards --out --json",
