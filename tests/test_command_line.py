@@ -11,7 +11,6 @@ SURFACE = {
     "init": "model folder --dtype --seed",
     "check": "folder --verify --json",
     "train": "run_file --set --json",
-    "train": "run_file --set --json",
     "score": "folder --data --experts --score --tokens --out --dtype --device --json",
     "merge": "base shards --out --json",
     "generate": (
