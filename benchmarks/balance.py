@@ -32,6 +32,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "auxiliary loss, weight 0.01": {"expert_loss": 0.01},
 }
 QUICK_METHODS = ("no balance", "bias step, speed 0.01", "auxiliary loss, weight 0.01")
+_WEIGHT_SIZE = 0.05
+"""Standard deviation of fresh weights. The reports' 0.006 is for widths of thousands: at 128 the
+router would begin with all tokens on the same few experts, and hardly leave them."""
 _POINTS = 50
 """Points of a line of the chart; each is the mean over the steps since the one before."""
 _SETTLED = 0.8
@@ -71,7 +74,11 @@ def run_config(folder: Path, effort: Effort, method: str, seed: int, tokenizer: 
     """A run file: only the balance differs between methods, only seeds between repetitions."""
     return {
         "folder": str(folder),
-        "model": {"preset": "tiny-v3", "num_nextn_predict_layers": 0},
+        "model": {
+            "preset": "tiny-v3",
+            "num_nextn_predict_layers": 0,
+            "initializer_range": _WEIGHT_SIZE,
+        },
         "tokenizer": tokenizer,
         "data": {
             "sources": [{"path": f"corpus:{domain}"} for domain in DOMAINS],

@@ -51,7 +51,7 @@ def test_a_worker_measures_groups_of_steps(weights: str) -> None:
 
 @pytest.mark.slow
 def test_a_setting_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="CheckpointError: .* holds no model.safetensors"):
+    with pytest.raises(WorkerError, match="holds no model"):
         Worker(Job(TRAIN, Setting("moesaic", "float32"), str(tmp_path)))
 
 
