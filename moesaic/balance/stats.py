@@ -3,9 +3,13 @@
 Letters: E experts, K experts per token, T tokens.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from moesaic.model.moe import MoE
+from moesaic.model.router import Router
 from moesaic.model.routing import Routing
 
 
@@ -14,6 +18,16 @@ def counted_load(routing: Routing, counted_T: Tensor | None = None) -> Tensor:
     if counted_T is None:
         return routing.load_E
     return torch.bincount(routing.ids_TK[counted_T].flatten(), minlength=len(routing.load_E))
+
+
+def reachable_loads(layers: Mapping[int, MoE], loads: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """The loads of those experts that each layer's router may choose."""
+    found = {}
+    for layer, load_E in loads.items():
+        gate = layers[layer].gate
+        allowed_E = gate.allowed if isinstance(gate, Router) else None
+        found[layer] = load_E if allowed_E is None else load_E[allowed_E]
+    return found
 
 
 def max_violation(load_E: Tensor) -> float:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from moesaic.config.settings import Settings
 
@@ -109,5 +109,5 @@ class ScheduleConfig(Settings):
 
     learning_rate: Curve
     """Rate after warm-up; a number, or a start with changes."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps over which the rate rises in equal parts to its full value; step n of w has n/w."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+from moesaic.balance.stats import reachable_loads
 from moesaic.checkpoint.save import save
 from moesaic.config.train import TrainConfig
 from moesaic.data.batch import Batch
@@ -19,7 +20,8 @@ from moesaic.train.schedule import Position, learning_rate, value_at
 from moesaic.train.setup import base_folder, prepare_model, prepare_state, prepare_tokenizer
 from moesaic.train.state import TrainState, save_state, saved_states
 from moesaic.train.step import Rates, StepResult, take_step
-from moesaic.train.track import Tracker, peak_memory, violations
+from moesaic.train.track import Tracker, evenness, peak_memory
+from moesaic.units import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,10 @@ def train(
         checkpoint = folder.to_resume(config)
         tokenizer = prepare_tokenizer(config, folder.tokenizer)
         state = prepare_state(config, model or prepare_model(config, tokenizer), tokenizer)
+        display.say(_headline(config, state))
         if checkpoint is not None:
             state.load_(checkpoint)
-            display.say(f"{folder.path}: going on after step {state.step}")
+            display.say(f"going on after step {state.step}")
         domains = config.evaluation.domains if config.evaluation else ()
         held_out = {domain: HeldOut.read(config, domain, tokenizer) for domain in domains}
         resume_at = state.step if folder.record.exists() else None
@@ -88,6 +91,17 @@ def train(
             interrupted=not run.is_complete,
             evaluations=_last_evaluations(folder),
         )
+
+
+def _headline(config: TrainConfig, state: TrainState) -> str:
+    """What is trained, and how."""
+    sizes = [(p.numel(), p.requires_grad) for p in state.model.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return (
+        f"{config.folder}: {count(sum(size for size, _ in sizes))} parameters, "
+        f"{count(trained)} of them trained | {config.precision} on {state.device} | "
+        f"{config.steps} steps | seed {config.seed}"
+    )
 
 
 def rates_at(config: TrainConfig, position: Position) -> Rates:
@@ -174,12 +188,13 @@ class _Run:
         memory = peak_memory(state.device)
         self.display.step(Seen(state.step, self.config.steps, found.loss, tokens_per_s, memory))
         if state.step % logging.every_steps == 0 or found.problem is not None:
+            loads = reachable_loads(state.model.moe_layers(), found.loads)
             values = {
                 "loss": found.loss,
                 **found.terms,
                 "grad_norm": found.grad_norm,
                 **asdict(rates),
-                **violations(found.loads),
+                **evenness(loads),
                 "dropped": found.dropped,
                 "tokens": state.tokens,
                 "tokens_per_s": round(tokens_per_s, 1),
@@ -187,8 +202,8 @@ class _Run:
             }
             self.tracker.write("step", state.step, values)
         if logging.load_every_steps and state.step % logging.load_every_steps == 0:
-            loads = {str(layer): load_E.tolist() for layer, load_E in found.loads.items()}
-            self.tracker.write("load", state.step, {"layers": loads})
+            layers = {str(layer): load_E.tolist() for layer, load_E in found.loads.items()}
+            self.tracker.write("load", state.step, {"layers": layers})
 
     def _leave_out(self, problem: str) -> None:
         """Count a step that moved nothing, or end the run.

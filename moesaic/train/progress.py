@@ -31,7 +31,7 @@ class Seen:
         width = len(str(self.steps))
         return (
             f"step {self.step:{width}d}/{self.steps} | loss {self.loss:.4f} | "
-            f"{count(speed)} tok/s | {gb(self.memory_bytes)}"
+            f"{count(round(speed))} tok/s | {gb(self.memory_bytes)}"
         )
 
 
@@ -76,7 +76,8 @@ class Lines:
             return
         self._shown_s = now
         done, elapsed = seen.step - self._first[0], now - self._first[1]
-        left = f" | {duration(elapsed / done * (seen.steps - seen.step))} left" if done else ""
+        ahead = seen.steps - seen.step
+        left = f" | {duration(elapsed / done * ahead)} left" if done and ahead else ""
         self.say(seen.line(self._speed) + left)
 
     def say(self, text: str) -> None:

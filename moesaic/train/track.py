@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from moesaic.balance.stats import max_violation
+from moesaic.balance.stats import load_entropy, max_violation
 from moesaic.config.train import TrainConfig
 from moesaic.errors import ConfigError
 from moesaic.runlog import RunLog, describe_run, read_run
@@ -71,12 +71,17 @@ class Tracker:
             self._writer.close()
 
 
-def violations(loads: Mapping[int, Tensor]) -> dict[str, float]:
-    """Mean and greatest MaxVio over the layers; nothing for a dense model."""
+def evenness(loads: Mapping[int, Tensor]) -> dict[str, float]:
+    """How even the load is over the layers; nothing for a dense model."""
     each = [max_violation(load_E) for load_E in loads.values()]
     if not each:
         return {}
-    return {"max_violation_mean": sum(each) / len(each), "max_violation_max": max(each)}
+    entropies = [load_entropy(load_E) for load_E in loads.values()]
+    return {
+        "max_violation_mean": sum(each) / len(each),
+        "max_violation_max": max(each),
+        "load_entropy_mean": sum(entropies) / len(entropies),
+    }
 
 
 def peak_memory(device: str) -> int:

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from moesaic.balance.stats import dropped_share, load_entropy, max_violation
+from moesaic.balance.stats import dropped_share, load_entropy, max_violation, reachable_loads
+from moesaic.model.build import build_model
+from moesaic.model.residency import Residency
 
 
 def test_violation_is_how_far_the_busiest_expert_is_above_the_mean():
@@ -12,6 +14,14 @@ def test_violation_is_how_far_the_busiest_expert_is_above_the_mean():
 
 def test_violation_of_no_load_is_zero():
     assert max_violation(torch.zeros(4, dtype=torch.int64)) == 0.0
+
+
+def test_experts_the_router_may_not_choose_are_no_violation(tiny_config):
+    layers = build_model(tiny_config("v3"), residency=Residency.only({1: [0, 2, 5]})).moe_layers()
+    load_E = torch.tensor([4, 0, 4, 0, 0, 4, 0, 0])
+    loads = reachable_loads(layers, {1: load_E, 2: load_E})
+    assert loads[1].tolist() == [4, 4, 4]
+    assert loads[2].tolist() == load_E.tolist()
 
 
 def test_entropy_is_one_for_an_even_load_and_zero_for_one_expert():

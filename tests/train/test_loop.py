@@ -64,6 +64,7 @@ def test_every_step_is_recorded_with_its_losses_apart(run: Run):
         parts = line["next_token"] + 0.3 * line["mtp"] + 1e-3 * layers * line["sequence_loss"]
         assert line["loss"] == pytest.approx(parts)
         assert line["max_violation_max"] >= line["max_violation_mean"] > 0
+        assert 0 < line["load_entropy_mean"] < 1
         assert line["grad_norm"] > 0
         assert line["tokens_per_s"] > 0
         assert line["memory_bytes"] > 10**7

@@ -24,8 +24,15 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_for_the_last_step()
         lines.step(seen(step))
     first, last = stream.getvalue().splitlines()
     assert first.startswith("step   1/500")
-    assert last.startswith("step 500/500")
-    assert last.endswith(" | 0.0 s left")
+    assert last == "step 500/500 | loss 2.3481 | 22.50 k tok/s | 20.9 GB"
+
+
+def test_a_line_says_how_much_time_is_left():
+    stream = io.StringIO()
+    lines = Lines(stream, every_s=0.0)
+    for step in (1, 2):
+        lines.step(seen(step))
+    assert stream.getvalue().splitlines()[1].endswith(" s left")
 
 
 def test_the_shown_speed_follows_slowly():
