@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 import torch
+from ranks import loads_of, on_ranks
 from torch import Tensor
 
 from moesaic.balance.bias import bias_step_, move_biases_, sum_over_ranks
@@ -41,3 +44,8 @@ def test_speed_zero_moves_nothing(tiny_config):
 def test_one_rank_has_the_whole_load():
     loads = {1: torch.tensor([1, 2]), 2: torch.tensor([3, 4])}
     assert sum_over_ranks(loads) == loads
+
+
+@pytest.mark.slow
+def test_the_loads_of_all_ranks_add_up(tmp_path: Path):
+    assert on_ranks(loads_of, 2, tmp_path) == [{1: [2, 4], 2: [6, 9]}] * 2
