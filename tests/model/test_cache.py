@@ -132,6 +132,17 @@ def test_decoding_does_not_expand_what_is_cached(tiny_config: Build, family: str
     assert products(120) - products(60) < 60 * per_position
 
 
+@pytest.mark.parametrize("family", ["v2", "v3"])
+def test_a_whole_sequence_is_not_compared_in_the_latent_space(tiny_config: Build, family: str):
+    """Where the latent is wide, that would cost more than keys and values of their own."""
+    config = tiny_config(family, kv_lora_rank=256, num_hidden_layers=1)
+    model = random_model(config)
+    with Work() as work:
+        model(random_ids(config, 1, 100))
+    scores_in_latent_space = config.num_attention_heads * 100 * 100 * 256
+    assert work.products < scores_in_latent_space
+
+
 @pytest.mark.parametrize("family", ["v1", "v2", "v3"])
 def test_every_layer_is_cached_but_no_prediction_module(tiny_config: Build, family: str):
     config = tiny_config(family)

@@ -79,24 +79,37 @@ def test_recomputation_keeps_less_for_the_backward_pass(tiny_config: Build, fami
 def test_bfloat16_products_under_float32_weights_give_nearly_the_same(
     tiny_config: Build, family: str, how: str
 ):
-    config = tiny_config(family, initializer_range=0.15)
+    """Every expert is chosen, so that no near tie between two can turn a rounding into a leap."""
+    config = tiny_config(family, num_experts_per_tok=8, n_group=1, topk_group=1)
     ids_BS = random_ids(config, 2, 50)
-    exact = random_model(config)
-    whole_loss(exact, ids_BS).backward()
-    mixed = random_model(config, compute_dtype="bfloat16" if how == "compute_dtype" else None)
+    exact, mixed = random_model(config), mixed_model(config, how)
+    exact_loss = whole_loss(exact, ids_BS)
+    exact_loss.backward()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
         loss = whole_loss(mixed, ids_BS)
     loss.backward()
     assert loss.dtype == torch.float32
-    # Some thirty roundings of 2^-9 on the way to a loss of four, of both signs.
-    assert loss.item() == pytest.approx(whole_loss(exact, ids_BS).item(), rel=0.01)
-    found, wanted = gradients(mixed), gradients(exact)
-    assert all(gradient.dtype == torch.float32 for gradient in found.values())
-    # Near ties change an expert of a few tokens, which a bound on single entries would not bear.
-    for name, gradient in found.items():
-        assert alike(gradient, wanted[name]) > 0.9, name
-    everything = [torch.cat([g.flatten() for g in all_.values()]) for all_ in (found, wanted)]
-    assert alike(*everything) > 0.99
+    # Some thirty roundings of 2^-9 of either sign on the way to a loss of four.
+    assert loss.item() == pytest.approx(exact_loss.item(), rel=2e-3)
+    wanted = gradients(exact)
+    for name, gradient in gradients(mixed).items():
+        assert gradient.dtype == torch.float32
+        assert alike(gradient, wanted[name]) > 0.99, name
+
+
+@FAMILIES
+@pytest.mark.parametrize("how", ["compute_dtype", "autocast"])
+def test_bfloat16_sends_few_tokens_elsewhere(tiny_config: Build, family: str, how: str):
+    config = tiny_config(family)
+    ids_BS = random_ids(config, 2, 50)
+    mixed = mixed_model(config, how)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        loss = whole_loss(mixed, ids_BS)
+    assert loss.item() == pytest.approx(whole_loss(random_model(config), ids_BS).item(), rel=0.01)
+
+
+def mixed_model(config: ModelConfig, how: str) -> Transformer:
+    return random_model(config, compute_dtype="bfloat16" if how == "compute_dtype" else None)
 
 
 def alike(one: Tensor, other: Tensor) -> Tensor:

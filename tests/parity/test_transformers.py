@@ -18,11 +18,11 @@ LARGEST_ERROR = 1e-5
 implementations add up in different orders, in float32."""
 
 YARN = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
+SLOW = {**YARN, "original_max_position_embeddings": 64, "beta_fast": 4, "beta_slow": 0.5}
 ROPES: dict[str, Any] = {
     "no scaling": None,
     "both mscales": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
     "unequal mscales": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
-    "other betas": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 8, "beta_slow": 2},
 }
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "v2 greedy": ("v2", {"topk_method": "greedy", "n_group": None, "topk_group": None}),
@@ -40,6 +40,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "v3 wide values": ("v3", {"v_head_dim": 20}),
     "v2 narrow values": ("v2", {"v_head_dim": 2}),
     "v2 other theta": ("v2", {"rope_theta": 500.0, "rope_scaling": None}),
+    "v2 many frequencies": ("v2", {"qk_rope_head_dim": 16, "rope_scaling": SLOW}),
+    "v3 many frequencies": ("v3", {"qk_rope_head_dim": 16, "rope_scaling": SLOW}),
+    # The slowest pair turns more than once, so that no frequency is stretched in full.
+    "v2 small theta": ("v2", {"qk_rope_head_dim": 16, "rope_scaling": SLOW, "rope_theta": 10.0}),
+    "v3 small theta": ("v3", {"qk_rope_head_dim": 16, "rope_scaling": SLOW, "rope_theta": 10.0}),
     "v3 all experts": ("v3", {"first_k_dense_replace": 0}),
     "v2 no experts": ("v2", {"first_k_dense_replace": 3}),
     "v3 one shared": ("v3", {"n_shared_experts": 1}),
