@@ -30,7 +30,7 @@ def read_run_file(
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(
-            f"{path} is not a file; give a run file, like recipes/tiny.toml"
+            f"{path} is not a file; give a run file, like moesaic/recipes/tiny.toml"
         ) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}; correct the file") from None

@@ -110,7 +110,7 @@ def test_a_change_that_cannot_be_made_is_refused_with_the_fix(
 
 def test_a_missing_file_is_told(tmp_path: Path):
     message = refusal(tmp_path / "no.toml")
-    assert "no.toml is not a file; give a run file, like recipes/tiny.toml" in message
+    assert "no.toml is not a file; give a run file, like moesaic/recipes/tiny.toml" in message
 
 
 def test_a_file_that_is_not_toml_is_told_with_the_line(tmp_path: Path):
