@@ -26,6 +26,14 @@ def test_fresh_weights_are_the_same_for_the_same_seed(tiny_config: Build, family
     assert not any(torch.equal(one[name], other[name]) for name in one if one[name].ndim > 1)
 
 
+def test_a_model_can_be_made_fresh_again(tiny_config: Build):
+    config = tiny_config("v3")
+    used, fresh = random_model(config), build_model(config, seed=4)
+    used.init_weights_(torch.Generator().manual_seed(4))
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(used.state_dict()[name], tensor), name
+
+
 @FAMILIES
 def test_fresh_weights_do_not_touch_the_global_random_state(tiny_config: Build, family: str):
     before = torch.get_rng_state()

@@ -18,7 +18,7 @@ LARGEST_ERROR = 1e-5
 implementations add up in different orders, in float32."""
 
 YARN = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
-SLOW = {**YARN, "original_max_position_embeddings": 64, "beta_fast": 4, "beta_slow": 0.5}
+SLOW = {**YARN, "original_max_position_embeddings": 64, "beta_fast": 1.2, "beta_slow": 0.1}
 ROPES: dict[str, Any] = {
     "no scaling": None,
     "both mscales": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
