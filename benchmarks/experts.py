@@ -30,7 +30,7 @@ from benchmarks.measure.results import write_result
 from moesaic.balance.stats import max_violation
 from moesaic.config.presets import get_preset
 from moesaic.kernels import reference
-from moesaic.kernels.grouped import _Experts, experts
+from moesaic.kernels.grouped import arranged, experts
 from moesaic.kernels.layout import SortedLayout, TieredLayout
 from moesaic.runlog import hardware
 
@@ -114,14 +114,14 @@ def _tiered(
     x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
     layout = TieredLayout.of(ids_TK, len(down), 4 * down[0].numel())
-    return _Experts.apply(x_TD, weights_TK, gate_up, down, layout)  # type: ignore[return-value]
+    return arranged(x_TD, weights_TK, gate_up, down, layout)
 
 
 def _sorted(
     x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
     layout = SortedLayout.of(ids_TK, len(down))
-    return _Experts.apply(x_TD, weights_TK, gate_up, down, layout)  # type: ignore[return-value]
+    return arranged(x_TD, weights_TK, gate_up, down, layout)
 
 
 def _theirs(layer: Layer, kind: str) -> Form:

@@ -42,11 +42,12 @@ def fused(
 
 
 class _Blockwise(torch.autograd.Function):
-    """Causal self-attention, a block of queries at a time against the keys before its end.
+    """Causal self-attention, a block of queries at a time against the blocks of keys it can see.
 
-    Half the products of a full score matrix, each one large batched matmul. Nothing of the
-    scores is kept: the backward pass computes each block again. Source: Dao et al. 2022 (arXiv
-    2205.14135) section 3.1 for the recomputation.
+    At most half the products of a full score matrix, each one large batched matmul. Nothing of the
+    scores is kept: the backward pass computes each block again.
+
+    Source: Dao et al. 2022 (arXiv 2205.14135) section 3.1 for the recomputation.
     """
 
     @staticmethod
@@ -57,12 +58,11 @@ class _Blockwise(torch.autograd.Function):
         heads = q.shape[1]
         q, k, v = (part.flatten(0, 1) for part in (q * scale, k, v))
         out = q.new_empty(shape).flatten(0, 1)
-        for start in range(0, q.shape[1], _BLOCK):
-            end = min(start + _BLOCK, q.shape[1])
-            weights = _weights(q, k, start, end, heads, visible)
-            out[:, start:end] = weights @ v[:, :end]
+        blocks = _blocks(q.shape[1], visible)
+        for fed, seen in blocks:
+            out[:, fed] = _weights(q, k, fed, seen, heads, visible) @ v[:, seen]
         ctx.save_for_backward(q, k, v)
-        ctx.rest = (scale, visible, heads)
+        ctx.rest = (scale, visible, heads, blocks)
         return out.view(shape)
 
     @staticmethod
@@ -71,34 +71,45 @@ class _Blockwise(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
-        scale, visible, heads = ctx.rest
+        scale, visible, heads, blocks = ctx.rest
         grad = grads[0].flatten(0, 1)
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         d_queries = torch.empty_like(q)
         d_keys, d_values = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-        for start in range(0, q.shape[1], _BLOCK):
-            end = min(start + _BLOCK, q.shape[1])
-            weights = _weights(q, k, start, end, heads, visible)
-            d_out = grad[:, start:end]
-            d_values[:, :end] += weights.transpose(1, 2) @ d_out
-            d_weights = d_out @ v[:, :end].transpose(1, 2)
+        for fed, seen in blocks:
+            weights = _weights(q, k, fed, seen, heads, visible)
+            d_out = grad[:, fed]
+            d_values[:, seen] += weights.transpose(1, 2) @ d_out
+            d_weights = d_out @ v[:, seen].transpose(1, 2)
             d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_queries[:, start:end] = d_scores @ k[:, :end]
-            d_keys[:, :end] += d_scores.transpose(1, 2) @ q[:, start:end]
+            d_queries[:, fed] = d_scores @ k[:, seen]
+            d_keys[:, seen] += d_scores.transpose(1, 2) @ q[:, fed]
         parts = (d_queries.mul_(scale), d_keys.to(k.dtype), d_values.to(v.dtype))
         return (*(part.unflatten(0, (-1, heads)) for part in parts), None, None)
 
 
+def _blocks(length: int, visible: Tensor | None) -> list[tuple[slice, slice]]:
+    """Blocks of queries, and for each the keys from the first block that any of them sees."""
+    blocks: list[tuple[slice, slice]] = []
+    for start in range(0, length, _BLOCK):
+        end, first = min(start + _BLOCK, length), 0
+        if visible is not None and start:
+            seen_C = visible[:, 0, start:end, :end].flatten(0, 1).any(0)
+            first = int(seen_C.int().argmax()) // _BLOCK * _BLOCK
+        blocks.append((slice(start, end), slice(first, end)))
+    return blocks
+
+
 def _weights(
-    q: Tensor, k: Tensor, start: int, end: int, heads: int, visible: Tensor | None
+    q: Tensor, k: Tensor, fed: slice, seen: slice, heads: int, visible: Tensor | None
 ) -> Tensor:
-    """Attention weights of the queries from ``start`` to ``end``: [B·H, block, end]."""
-    scores = q[:, start:end] @ k[:, :end].transpose(1, 2)
+    """Attention weights of one block: [B·H, fed, seen]."""
+    scores = q[:, fed] @ k[:, seen].transpose(1, 2)
     if visible is not None:
-        per_head = visible[..., start:end, :end].expand(-1, heads, -1, -1).flatten(0, 1)
-        scores.masked_fill_(~per_head, float("-inf"))
+        per_row = scores.unflatten(0, (-1, heads))
+        per_row.masked_fill_(~visible[:, :, fed, seen], float("-inf"))
     else:
-        size = end - start
+        size = fed.stop - fed.start
         later = torch.ones(size, size, dtype=torch.bool, device=q.device).triu_(1)
-        scores[:, :, start:].masked_fill_(later, float("-inf"))
+        scores[:, :, -size:].masked_fill_(later, float("-inf"))
     return torch.softmax(scores, dim=-1)

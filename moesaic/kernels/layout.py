@@ -1,9 +1,9 @@
 """Where token-expert pairs lie while the experts compute: rows of one expert together.
 
-Two forms of one idea. `SortedLayout` has exactly one row per pair, for the grouped matmul of a GPU.
-`TieredLayout` gives every expert the same number of rows, so that one batched matmul serves all of
-them, and the rest of the busiest experts rows of their own: on a CPU batched matmuls are two to
-seven times as fast as a call per expert, and few different shapes occur.
+Two forms of one idea. `SortedLayout` has exactly one row per pair, for the framework's grouped
+matmul. `TieredLayout` gives every expert the same number of rows, so that one batched matmul serves
+all of them, and the rest of the busiest experts rows of their own: in bfloat16 on a CPU a call per
+expert costs more than its products, and every new shape a compilation; here few shapes occur.
 
 Letters: T tokens, D hidden, K experts per token, P token-expert pairs, e resident experts.
 """
@@ -19,7 +19,7 @@ _STEP = 32
 """Heights are multiples of this many rows."""
 _READ_ROWS = 20
 """Reading an expert's matrix from memory takes as long as multiplying about this many rows."""
-_CALL_FLOPS = 10_000_000
+_CALL_FLOPS = 3_000_000
 """Starting a matmul takes as long as about this many operations inside one."""
 
 
@@ -32,10 +32,13 @@ class Layout(Protocol):
     """Row of each pair."""
 
     def matmul(self, rows: Tensor, matrices: Tensor) -> Tensor:
-        """Each row times its expert's matrix: [rows, a] and [e, a, b] to [rows, b]."""
+        """Each row times its expert's matrix: [rows, a] and [e, a, b] to [rows, b].
+
+        The matrices are cast to the dtype of the rows.
+        """
         ...
 
-    def outer(self, left: Tensor, right: Tensor) -> Tensor:
+    def outer(self, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum of outer products over each expert's rows: [rows, a], [rows, b] to [e, a, b]."""
         ...
 
@@ -61,11 +64,11 @@ class SortedLayout:
 
     def matmul(self, rows: Tensor, matrices: Tensor) -> Tensor:
         """See `Layout`."""
-        return F.grouped_mm(rows, matrices, offs=self.ends_e)
+        return F.grouped_mm(rows, matrices.to(rows.dtype), offs=self.ends_e)
 
-    def outer(self, left: Tensor, right: Tensor) -> Tensor:
+    def outer(self, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
         """See `Layout`."""
-        return F.grouped_mm(left.t(), right, offs=self.ends_e)
+        return F.grouped_mm(left.t(), right, offs=self.ends_e).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class TieredLayout:
             n_experts: how many are resident.
             row_flops: operations of one row in one product.
         """
-        slots_P = slots_TK.flatten()
+        slots_P, device = slots_TK.flatten(), slots_TK.device
         counts_e = torch.bincount(slots_P, minlength=n_experts)
         height = _best_height(counts_e, _CALL_FLOPS // row_flops)
         base = n_experts * height
@@ -97,12 +100,15 @@ class TieredLayout:
         starts_e = ends_e - more_e
         # The r-th pair of an expert lies in its base rows while there are any, then in its further.
         order_P = torch.sort(slots_P.to(torch.int32), stable=True).indices
-        slot_P, places_P = slots_P.index_select(0, order_P), torch.arange(len(slots_P))
+        slot_P, places_P = (
+            slots_P.index_select(0, order_P),
+            torch.arange(len(slots_P), device=device),
+        )
         rank_P = places_P - (counts_e.cumsum(0) - counts_e).index_select(0, slot_P)
         further_row_P = starts_e.index_select(0, slot_P) + rank_P - height
         sorted_row_P = torch.where(rank_P < height, slot_P * height + rank_P, further_row_P)
         row_P = torch.empty_like(order_P).scatter_(0, order_P, sorted_row_P)
-        token_of_row = torch.zeros(int(ends_e[-1]), dtype=torch.int64)
+        token_of_row = torch.zeros(int(ends_e[-1]), dtype=torch.int64, device=device)
         token_of_row.scatter_(0, row_P, places_P // slots_TK.shape[1])
         groups = zip(range(n_experts), starts_e.tolist(), ends_e.tolist(), strict=True)
         further = tuple((slot, start, end) for slot, start, end in groups if end > start)
@@ -112,19 +118,20 @@ class TieredLayout:
         """See `Layout`."""
         out = rows.new_empty(rows.shape[0], matrices.shape[2])
         if self.height:
-            torch.bmm(self._base(rows), matrices, out=self._base(out))
+            torch.bmm(self._base(rows), matrices.to(rows.dtype), out=self._base(out))
         for slot, start, end in self.further:
-            torch.mm(rows[start:end], matrices[slot], out=out[start:end])
+            torch.mm(rows[start:end], matrices[slot].to(rows.dtype), out=out[start:end])
         return out
 
-    def outer(self, left: Tensor, right: Tensor) -> Tensor:
+    def outer(self, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
         """See `Layout`."""
         if self.height:
-            out = torch.bmm(self._base(left).transpose(1, 2), self._base(right))
+            out = torch.bmm(self._base(left).transpose(1, 2), self._base(right)).to(dtype)
         else:
-            out = left.new_zeros(self.n_experts, left.shape[1], right.shape[1])
+            shape = (self.n_experts, left.shape[1], right.shape[1])
+            out = torch.zeros(shape, dtype=dtype, device=left.device)
         for slot, start, end in self.further:
-            out[slot].addmm_(left[start:end].t(), right[start:end])
+            out[slot] += left[start:end].t() @ right[start:end]
         return out
 
     def _base(self, rows: Tensor) -> Tensor:
@@ -142,7 +149,7 @@ def _padded(rows: Tensor) -> Tensor:
 def _best_height(counts_e: Tensor, call_rows: int) -> int:
     """Base rows per expert with the least estimated time, in units of one row's product."""
     highest = int(counts_e.max()) + _STEP - 1
-    heights = torch.arange(0, highest // _STEP * _STEP + 1, _STEP)
+    heights = torch.arange(0, highest // _STEP * _STEP + 1, _STEP, device=counts_e.device)
     more = _padded((counts_e - heights.unsqueeze(1)).clamp_(min=0))
     calls = (more > 0) * (_READ_ROWS + call_rows)
     base = (heights > 0) * (heights + _READ_ROWS) * len(counts_e)

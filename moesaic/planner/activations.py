@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from moesaic.config.model import ModelConfig
 from moesaic.planner.params import Plan
 
-CHUNK_LOGITS = 2**25
+CHUNK_LOGITS = 2**20
 """Logits of the loss that exist at a time, as in `kernels.cross_entropy`."""
 SMALLEST_CHUNK = 256
 """Tokens in a chunk at least, however large the vocabulary is."""
