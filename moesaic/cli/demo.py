@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from moesaic.esft.select import Selection
     from moesaic.model.transformer import Transformer
     from moesaic.planner.table import Table
-    from moesaic.train.progress import Display
 
 _Done = TypeVar("_Done")
 
-_PROMPT = "Anna has 3 apples and buys"
-_NEW_TOKENS = 60
+_PROMPTS = ("The old man looked at the sea and", "Anna has 3 apples and buys")
+_NEW_TOKENS = 48
 
 
 def demo(
@@ -43,11 +42,10 @@ def demo(
     import time
 
     from moesaic.train.interrupt import stop_on_signal
-    from moesaic.train.progress import display
 
     started = time.monotonic()
-    with stop_on_signal() as stop, display(sys.stderr) as shown:
-        _Demo(folder, steps, stop, shown).run()
+    with stop_on_signal() as stop:
+        _Demo(folder, steps, stop).run()
     print(f"\n{duration(time.monotonic() - started)} in all. Next: moesaic --help")
 
 
@@ -58,25 +56,27 @@ class _Demo:
     folder: Path
     steps: int | None
     stop: "Callable[[], bool]"
-    display: "Display"
 
     def run(self) -> None:
         """All of it."""
         from moesaic.data.tokenizer import Tokenizer
         from moesaic.esft.recipe import train_slice
         from moesaic.train.loop import train
+        from moesaic.train.progress import display
 
         base, merged = self.folder / "base" / "model", self.folder / "merged"
         precision = _faster_precision()
         self._announce(1, "Pretrain on English novels and Shakespeare's plays")
         pretraining = self._config("demo_base", self.folder / "base", precision=precision)
-        self._finish(train(pretraining, stop=self.stop, display=self.display))
+        with display(sys.stderr) as shown:
+            self._finish(train(pretraining, stop=self.stop, display=shown))
         self._announce(2, "Fine-tune 8 of 64 experts per layer on maths, the others parked on disk")
         tuning = self._config(
             "demo_slice", self.folder / "slice", precision=precision, model=str(base)
         )
-        result = train_slice(tuning, stop=self.stop, display=self.display)
-        self._finish(result.training)
+        with display(sys.stderr) as shown:
+            result = train_slice(tuning, stop=self.stop, display=shown)
+            self._finish(result.training)
         self._announce(3, "Merge the slice into its base")
         shard = self.folder / "slice" / "shard"
         self._merge(base, shard, merged)
@@ -84,9 +84,9 @@ class _Demo:
         tokenizer = Tokenizer.load(base)
         losses = _losses(tuning, tokenizer, base, result.selection, shard, merged)
         _print_table(_comparison(losses))
-        self._announce(5, f"Write with the merged model, from {_PROMPT!r}")
-        self._command(f"moesaic generate {merged} {_PROMPT!r} --temperature 0.7")
-        _print_sample(merged, tokenizer)
+        self._announce(5, "Write with the merged model")
+        self._command(f"moesaic generate {merged} {_PROMPTS[0]!r}")
+        _print_samples(merged, tokenizer)
         self._announce(6, "Look at the files")
         for path, what in (
             (base, "the pretrained model, in the published layout"),
@@ -140,7 +140,7 @@ def _faster_precision() -> str:
         times: list[float] = []
         for _ in range(5):
             started = time.perf_counter()
-            square @ square
+            torch.mm(square, square)
             times.append(time.perf_counter() - started)
         return min(times)
 
@@ -199,15 +199,13 @@ def _print_table(table: "Table") -> None:
     Console(highlight=False).print(Padding(table.to_rich(), (0, 0, 0, 3)))
 
 
-def _print_sample(folder: Path, tokenizer: "Tokenizer") -> None:
+def _print_samples(folder: Path, tokenizer: "Tokenizer") -> None:
     from moesaic.infer.generate import generate
     from moesaic.model.build import load_model
 
-    model = load_model(folder)
-    [found] = generate(
-        model, _PROMPT, tokenizer, max_new_tokens=_NEW_TOKENS, temperature=0.7, seed=1
-    )
-    print("   " + (_PROMPT + found.text).replace("\n", "\n   "))
+    written = generate(load_model(folder), _PROMPTS, tokenizer, max_new_tokens=_NEW_TOKENS)
+    for prompt, found in zip(_PROMPTS, written, strict=True):
+        print("   " + (prompt + found.text).replace("\n", "\n   "))
 
 
 def _short(path: Path) -> str:

@@ -35,6 +35,12 @@ class Batch:
         """Positions with a label."""
         return int((self.labels_BS != IGNORED).sum())
 
+    @property
+    def boundaries(self) -> Tensor | None:
+        """`documents_BS`, or None where every row is one document: attention is cheaper so."""
+        is_one_B = (self.documents_BS == self.documents_BS[:, :1]).all(1)
+        return None if bool(is_one_B.all()) else self.documents_BS
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         return Batch(

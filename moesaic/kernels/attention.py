@@ -110,6 +110,5 @@ def _weights(
         per_row.masked_fill_(~visible[:, :, fed, seen], float("-inf"))
     else:
         size = fed.stop - fed.start
-        later = torch.ones(size, size, dtype=torch.bool, device=q.device).triu_(1)
-        scores[:, :, -size:].masked_fill_(later, float("-inf"))
+        scores[:, :, -size:] += scores.new_full((size, size), float("-inf")).triu_(1)
     return torch.softmax(scores, dim=-1)

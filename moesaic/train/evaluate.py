@@ -69,9 +69,10 @@ def evaluate(model: Transformer, held_out: HeldOut, autocast: bool = False) -> E
     device = next(model.parameters()).device
     total, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in held_out.batches:
-        fed = batch.to(device)
+        is_packed, fed = batch.boundaries is not None, batch.to(device)
+        documents_BS = fed.documents_BS if is_packed else None
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            loss = model.loss(fed.ids_BS, fed.labels_BS, fed.positions_BS, fed.documents_BS)
+            loss = model.loss(fed.ids_BS, fed.labels_BS, fed.positions_BS, documents_BS)
         total += loss.next_token
         tokens += batch.learned
     return Evaluation(total.item() / max(tokens, 1), tokens, held_out.n_bytes)

@@ -186,7 +186,9 @@ class _Run:
     def _note(self, found: StepResult, rates: Rates, tokens_per_s: float) -> None:
         state, logging = self.state, self.config.logging
         memory = peak_memory(state.device)
-        self.display.step(Seen(state.step, self.config.steps, found.loss, tokens_per_s, memory))
+        self.display.step(
+            Seen(state.step, self.config.steps, found.terms["next_token"], tokens_per_s, memory)
+        )
         if state.step % logging.every_steps == 0 or found.problem is not None:
             loads = reachable_loads(state.model.moe_layers(), found.loads)
             values = {

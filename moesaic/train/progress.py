@@ -23,6 +23,7 @@ class Seen:
     step: int
     steps: int
     loss: float
+    """Of the next token alone, as held-out losses are."""
     tokens_per_s: float
     memory_bytes: int
 

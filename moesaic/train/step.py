@@ -121,11 +121,12 @@ def _backward(
     device = next(model.parameters()).device
     counted_T = counted_tokens(batch)
     counted_T = None if counted_T is None else counted_T.to(device)
-    rows, batch = len(batch.ids_BS), batch.to(device)
+    rows, is_packed, batch = len(batch.ids_BS), batch.boundaries is not None, batch.to(device)
+    documents_BS = batch.documents_BS if is_packed else None
     trace, dropping = RoutingTrace(), _dropping(config, model, rows, generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "autocast"):
         loss = model.loss(
-            batch.ids_BS, batch.labels_BS, batch.positions_BS, batch.documents_BS, trace, dropping
+            batch.ids_BS, batch.labels_BS, batch.positions_BS, documents_BS, trace, dropping
         )
     terms = objective.terms(loss, trace, rows, counted_T)
     torch.stack([term.value * term.weight for term in terms.values()]).sum().backward()
