@@ -61,7 +61,10 @@ def test_what_is_not_learned_does_not_change_a_score(
     ids_BS = batch.ids_BS.clone()
     ids_BS[:, -2:] = 5  # padding of another kind
     other = Batch(ids_BS, batch.labels_BS, batch.positions_BS, batch.documents_BS)
-    assert score_experts(model, [batch]) == score_experts(model, [other])
+    score, score_other = (score_experts(model, [each]) for each in (batch, other))
+    assert score.token == score_other.token
+    for layer, gates in score.gate.items():  # float32 sums of rows in another order
+        assert score_other.gate[layer] == pytest.approx(gates, rel=1e-5)
 
 
 def test_scores_do_not_depend_on_how_the_data_is_cut_into_batches(
