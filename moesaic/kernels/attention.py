@@ -58,9 +58,9 @@ class _Blockwise(torch.autograd.Function):
         heads = q.shape[1]
         q, k, v = (part.flatten(0, 1) for part in (q * scale, k, v))
         out = q.new_empty(shape).flatten(0, 1)
-        blocks = _blocks(q.shape[1], visible)
+        blocks, later = _blocks(q.shape[1], visible), _later(q)
         for fed, seen in blocks:
-            out[:, fed] = _weights(q, k, fed, seen, heads, visible) @ v[:, seen]
+            out[:, fed] = _weights(q, k, fed, seen, later, visible) @ v[:, seen]
         ctx.save_for_backward(q, k, v)
         ctx.rest = (scale, visible, heads, blocks)
         return out.view(shape)
@@ -74,10 +74,10 @@ class _Blockwise(torch.autograd.Function):
         scale, visible, heads, blocks = ctx.rest
         grad = grads[0].flatten(0, 1)
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        d_queries = torch.empty_like(q)
+        d_queries, later = torch.empty_like(q), _later(q)
         d_keys, d_values = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for fed, seen in blocks:
-            weights = _weights(q, k, fed, seen, heads, visible)
+            weights = _weights(q, k, fed, seen, later, visible)
             d_out = grad[:, fed]
             d_values[:, seen] += weights.transpose(1, 2) @ d_out
             d_weights = d_out @ v[:, seen].transpose(1, 2)
@@ -100,15 +100,20 @@ def _blocks(length: int, visible: Tensor | None) -> list[tuple[slice, slice]]:
     return blocks
 
 
+def _later(q: Tensor) -> Tensor:
+    """What is added to the scores of a block on itself: -inf at later positions."""
+    return q.new_full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
+
+
 def _weights(
-    q: Tensor, k: Tensor, fed: slice, seen: slice, heads: int, visible: Tensor | None
+    q: Tensor, k: Tensor, fed: slice, seen: slice, later: Tensor, visible: Tensor | None
 ) -> Tensor:
     """Attention weights of one block: [B·H, fed, seen]."""
     scores = q[:, fed] @ k[:, seen].transpose(1, 2)
     if visible is not None:
-        per_row = scores.unflatten(0, (-1, heads))
+        per_row = scores.unflatten(0, (visible.shape[0], -1))
         per_row.masked_fill_(~visible[:, :, fed, seen], float("-inf"))
     else:
         size = fed.stop - fed.start
-        scores[:, :, -size:] += scores.new_full((size, size), float("-inf")).triu_(1)
+        scores[:, :, -size:] += later[:size, :size]
     return torch.softmax(scores, dim=-1)

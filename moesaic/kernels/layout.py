@@ -26,10 +26,15 @@ _CALL_FLOPS = 3_000_000
 class Layout(Protocol):
     """An arrangement of pairs in rows, and the products over it."""
 
-    token_of_row: Tensor
-    """[rows] token a row is copied from; any token for padding."""
-    row_TK: Tensor
-    """Row of each pair."""
+    @property
+    def token_of_row(self) -> Tensor:
+        """[rows] token a row is copied from; any token for padding."""
+        ...
+
+    @property
+    def row_TK(self) -> Tensor:
+        """Row of each pair."""
+        ...
 
     def matmul(self, rows: Tensor, matrices: Tensor) -> Tensor:
         """Each row times its expert's matrix: [rows, a] and [e, a, b] to [rows, b].
