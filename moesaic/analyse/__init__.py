@@ -1,0 +1,1 @@
+"""What the experts do: routing by domain, drift, ablations, likeness of weights."""

@@ -1,0 +1,1 @@
+"""The tasks, one published data set per file."""

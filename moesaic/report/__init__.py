@@ -1,0 +1,1 @@
+"""One self-contained page that says what runs did; reads records and needs no torch."""
