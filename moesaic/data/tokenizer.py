@@ -152,9 +152,10 @@ class Tokenizer:
         engine = self._parsing_engine if special else self._engine
         return engine.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts at once, without BOS or EOS: several times faster than one by one."""
-        encodings = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """`encode` of many texts at once: several times faster than one by one."""
+        engine = self._parsing_engine if special else self._engine
+        encodings = engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -107,11 +107,23 @@ class Transformer(nn.Module):
             trace: receives every layer's routing.
             last_only: return the last position only.
         """
+        hidden_BSD = self.hidden_states(ids_BS, positions_BS, documents_BS, cache, trace)
+        return self._head(hidden_BSD[:, -1:] if last_only else hidden_BSD)
+
+    def hidden_states(
+        self,
+        ids_BS: Tensor,
+        positions_BS: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+        cache: Cache | None = None,
+        trace: RoutingTrace | None = None,
+    ) -> Tensor:
+        """What the head turns into logits, [B, S, D]. See `forward` for the arguments."""
         context = self._context(ids_BS, positions_BS, documents_BS, cache, None)
         hidden_BSD = self._decode(context, trace)
         if cache is not None:
             cache.advance(ids_BS.shape[1], documents_BS)
-        return self._head(hidden_BSD[:, -1:] if last_only else hidden_BSD)
+        return hidden_BSD
 
     def loss(
         self,
@@ -186,9 +198,11 @@ class Transformer(nn.Module):
         return x_BSD if self.compute_dtype is None else x_BSD.to(self.compute_dtype)
 
     def _head(self, hidden_BSD: Tensor) -> Tensor:
-        return F.linear(hidden_BSD, self._head_weight().to(hidden_BSD.dtype))
+        return F.linear(hidden_BSD, self.head_weight.to(hidden_BSD.dtype))
 
-    def _head_weight(self) -> Tensor:
+    @property
+    def head_weight(self) -> Tensor:
+        """The head, [V, D]: the embedding where the two are tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def _decode(self, context: Context, trace: RoutingTrace | None) -> Tensor:
@@ -227,7 +241,7 @@ class Transformer(nn.Module):
         return hidden_BSD
 
     def _loss_sum(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
-        return cross_entropy_sum(hidden_BSD.flatten(0, 1), self._head_weight(), labels_BS.flatten())
+        return cross_entropy_sum(hidden_BSD.flatten(0, 1), self.head_weight, labels_BS.flatten())
 
 
 def labels_at_depth(labels_BS: Tensor, documents_BS: Tensor | None, depth: int) -> Tensor:
