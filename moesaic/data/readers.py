@@ -47,12 +47,7 @@ def read_documents(
     """
     readers = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}
     reader = readers[config.format or _format_by_ending(path)]
-    try:
-        yield from reader(path, config, start)
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged ({error}); fetch it again") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    yield from reader(path, config, start)
 
 
 def _format_by_ending(path: Path) -> str:
@@ -67,15 +62,48 @@ def _format_by_ending(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _open_at(path: Path, offset: int) -> Iterator[IO[bytes]]:
-    with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
-        stream.seek(offset)
-        yield stream
+def open_bytes(path: Path, offset: int = 0) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked if its name ends in .gz or .xz, from an offset on.
+
+    Raises:
+        DataError: if it cannot be opened, or what is read of it is damaged.
+    """
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
+            stream.seek(offset)
+            yield stream
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged ({error}); fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+@contextlib.contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """A Parquet file as pyarrow's ``ParquetFile``.
+
+    Raises:
+        DataError: if it cannot be opened, or is damaged, or pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(
+            f"{path} needs pyarrow, which is not installed; run: pip install 'moesaic[data]'"
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is no Parquet file ({error}); fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
 def _read_jsonl(path: Path, config: SourceConfig, start: Place) -> Iterator[tuple[Document, Place]]:
     place = start
-    with _open_at(path, start.offset) as stream:
+    with open_bytes(path, start.offset) as stream:
         for line in stream:
             place = Place(place.offset + len(line), place.row + 1)
             if line.isspace():
@@ -91,7 +119,7 @@ def _read_jsonl(path: Path, config: SourceConfig, start: Place) -> Iterator[tupl
 def _read_text(path: Path, config: SourceConfig, start: Place) -> Iterator[tuple[Document, Place]]:
     place = start
     separator = None if config.separator is None else config.separator.encode()
-    with _open_at(path, start.offset) as stream:
+    with open_bytes(path, start.offset) as stream:
         for piece, length in _pieces(stream, separator):
             place = Place(place.offset + length, place.row + 1)
             if piece.isspace() or not piece:
@@ -124,18 +152,8 @@ def _pieces(stream: IO[bytes], separator: bytes | None) -> Iterator[tuple[bytes,
 def _read_parquet(
     path: Path, config: SourceConfig, start: Place
 ) -> Iterator[tuple[Document, Place]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(
-            f"{path} needs pyarrow, which is not installed; run: pip install 'moesaic[data]'"
-        ) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            yield from _parquet_rows(file, path, config, start.offset)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is no Parquet file ({error}); fetch it again") from None
+    with open_parquet(path) as file:
+        yield from _parquet_rows(file, path, config, start.offset)
 
 
 def _parquet_rows(
