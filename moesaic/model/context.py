@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moesaic.errors import RequestError
+from moesaic.model.ablation import NOTHING_ABLATED, Ablation
 from moesaic.model.dropping import Dropping
 from moesaic.model.rope import Rotation
 
@@ -46,6 +47,7 @@ class Context:
     """bool [B, 1, S, C], which positions attention sees; None for plain causal attention."""
     cache: Cache | None = None
     dropping: Dropping | None = None
+    ablation: Ablation = NOTHING_ABLATED
 
 
 def visible_positions(documents_BS: Tensor | None, cache: Cache | None) -> Tensor | None:

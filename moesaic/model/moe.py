@@ -41,6 +41,6 @@ class MoE(nn.Module):
         x_TD = x_BSD.flatten(0, 1)
         routing = self.gate(x_TD, context)
         out_TD = self.experts(x_TD, routing)
-        if self.shared_experts is not None:
+        if self.shared_experts is not None and context.ablation.shared:
             out_TD = out_TD + self.shared_experts(x_TD)
         return out_TD.view_as(x_BSD), routing

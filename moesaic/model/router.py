@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moesaic.config.model import ModelConfig
+from moesaic.model.ablation import Ablation
 from moesaic.model.context import Context
 from moesaic.model.routing import Routing
 
@@ -65,7 +66,7 @@ class Router(nn.Module):
             scores_TE = logits_TE.sigmoid()
         else:
             scores_TE = logits_TE.softmax(dim=-1)
-        ids_TK = self._choose(scores_TE.detach())
+        ids_TK = self._choose(scores_TE.detach(), context.ablation)
         weights_TK = scores_TE.gather(1, ids_TK)
         if self.norm_topk_prob:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _TINY)
@@ -78,7 +79,7 @@ class Router(nn.Module):
         mask = _mask(allowed, len(self.weight))
         self.allowed = None if mask is None else mask.to(self.weight.device)
 
-    def _choose(self, scores_TE: Tensor) -> Tensor:
+    def _choose(self, scores_TE: Tensor, ablation: Ablation) -> Tensor:
         """Ids of the K best allowed experts, in the best groups where groups limit the choice."""
         if self.e_score_correction_bias is not None:
             scores_TE = scores_TE + self.e_score_correction_bias
@@ -86,7 +87,8 @@ class Router(nn.Module):
             scores_TE = self._limit_to_groups(scores_TE)
         if self.allowed is not None:
             scores_TE = scores_TE.masked_fill(~self.allowed, float("-inf"))
-        return torch.topk(scores_TE, self.n_chosen, dim=-1).indices
+        skipped, n_chosen = ablation.skipped, ablation.chosen or self.n_chosen
+        return torch.topk(scores_TE, skipped + n_chosen, dim=-1).indices[:, skipped:]
 
     def _limit_to_groups(self, scores_TE: Tensor) -> Tensor:
         """Lower the experts outside the best groups, below all others inside them.

@@ -4,7 +4,7 @@ Letters: B sequences, S positions fed, T tokens, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from moesaic.config.model import ModelConfig
 from moesaic.kernels.cross_entropy import cross_entropy_sum
 from moesaic.kernels.reference import IGNORED
+from moesaic.model.ablation import Ablation
 from moesaic.model.block import Block
 from moesaic.model.context import Cache, Context, visible_positions
 from moesaic.model.dropping import Dropping
@@ -133,6 +134,7 @@ class Transformer(nn.Module):
         documents_BS: Tensor | None = None,
         trace: RoutingTrace | None = None,
         dropping: Dropping | None = None,
+        ablation: Ablation | None = None,
     ) -> ModelLoss:
         """Next-token and multi-token losses of a batch; logits are never all in memory.
 
@@ -143,8 +145,12 @@ class Transformer(nn.Module):
             documents_BS: see `forward`.
             trace: receives every layer's routing, prediction modules included.
             dropping: capacity of the devices; None drops nothing.
+            ablation: what of the routing is switched off; the model holds and allows every expert.
         """
         context = self._context(ids_BS, positions_BS, documents_BS, None, dropping)
+        if ablation is not None:
+            ablation.check(self.config)
+            context = replace(context, ablation=ablation)
         hidden_BSD = self._decode(context, trace)
         sums, counts = [self._loss_sum(hidden_BSD, labels_BS)], [(labels_BS != IGNORED).sum()]
         for depth in range(1, self.config.num_nextn_predict_layers + 1):
