@@ -208,7 +208,7 @@ class _Measured:
             held_out=held_out,
             natural_loss=sum(naturals) / self.tokens,
             held_loss=sum(helds) / self.tokens,
-            gap_error=_standard_error(
+            gap_error=standard_error(
                 tokens, [held - natural for natural, held in zip(naturals, helds, strict=True)]
             ),
         )
@@ -229,7 +229,7 @@ class _Kept:
             yield batch
 
 
-def _standard_error(sizes: Sequence[int], sums: Sequence[float]) -> float | None:
+def standard_error(sizes: Sequence[int], sums: Sequence[float]) -> float | None:
     """Of a mean over tokens that come in batches: each batch's sum against what the mean expects.
 
     Source: Cochran, Sampling Techniques (1977), chapter 6, the ratio estimator.

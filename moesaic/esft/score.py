@@ -218,8 +218,18 @@ def trace_batch(model: Transformer, batch: Batch) -> tuple[ModelLoss, dict[int, 
     loss = model.loss(batch.ids_BS, labels_BS, batch.positions_BS, documents_BS, trace=trace)
     chosen: dict[int, Chosen] = {}
     for layer, routing in trace.layers.items():
-        depth = max(0, layer - model.config.num_hidden_layers + 1)
-        learned_BS = labels_BS if depth == 0 else labels_at_depth(labels_BS, documents_BS, depth)
-        learned_T = learned_BS.flatten() != IGNORED
+        learned_T = learned_at(model, batch, layer)
         chosen[layer] = Chosen(routing.ids_TK[learned_T], routing.weights_TK[learned_T])
     return loss, chosen
+
+
+def learned_at(model: Transformer, batch: Batch, layer: int) -> Tensor:
+    """bool [T], positions of a batch where what a layer is for is learned.
+
+    A prediction module sees a position for the sake of a token further on.
+    """
+    depth = max(0, layer - model.config.num_hidden_layers + 1)
+    labels_BS = batch.labels_BS
+    if depth:
+        labels_BS = labels_at_depth(labels_BS, batch.documents_BS, depth)
+    return labels_BS.flatten() != IGNORED
