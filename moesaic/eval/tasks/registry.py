@@ -1,0 +1,46 @@
+"""`find_task`: a task by the name that lm-evaluation-harness gives it."""
+
+from pathlib import Path
+
+from moesaic.errors import ConfigError, suggest
+from moesaic.eval.task import Task
+from moesaic.eval.tasks import arc, boolq, cmath, gsm8k, hellaswag, mgsm, mmlu, openbookqa
+from moesaic.eval.tasks.options import Options
+from moesaic.eval.tasks.prompts import HARNESS_SEED
+
+_MODULES = (arc, boolq, cmath, gsm8k, hellaswag, mgsm, mmlu, openbookqa)
+TASKS = tuple(sorted(name for module in _MODULES for name in module.TASKS))
+"""Names of tasks; beside them each subject of MMLU is one: ``mmlu_anatomy``."""
+
+
+def find_task(
+    name: str,
+    data: Path,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = HARNESS_SEED,
+) -> Task:
+    """A task with its items.
+
+    Args:
+        name: one of `TASKS`, or ``mmlu_`` with a subject.
+        data: folder that holds the files of data sets, in any sub-folder.
+        limit: only so many of the first items, of each subject in MMLU; None for all.
+        shots: examples before each question; None for the task's own number.
+        seed: of the draws of examples; the default draws those of lm-evaluation-harness.
+
+    Raises:
+        ConfigError: if there is no such task, or a number is out of range.
+        DataError: if its data is not there or not readable.
+    """
+    options = Options(data, limit, shots, seed)
+    for module in _MODULES:
+        if name in module.TASKS:
+            return module.find_task(name, options)
+    if name in mmlu.SUBJECT_TASKS:
+        return mmlu.find_task(name, options)
+    known = (*TASKS, *mmlu.SUBJECT_TASKS)
+    raise ConfigError(
+        f"{name!r} is no task{suggest(name, known)}; there are: {', '.join(TASKS)}, and the "
+        "subjects of mmlu, as mmlu_anatomy"
+    )
