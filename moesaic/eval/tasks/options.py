@@ -21,6 +21,10 @@ class Options:
     """Examples before each question; None for the task's own number."""
     seed: int = HARNESS_SEED
     """Of the draws of examples."""
+    allow_code: bool = False
+    """Run programs that the model writes."""
+    allow_code: bool = False
+    """Whether programs that the model writes may be run on this machine."""
 
     def __post_init__(self) -> None:
         """Check the numbers.

@@ -4,11 +4,22 @@ from pathlib import Path
 
 from moesaic.errors import ConfigError, suggest
 from moesaic.eval.task import Task
-from moesaic.eval.tasks import arc, boolq, cmath, gsm8k, hellaswag, mgsm, mmlu, openbookqa
+from moesaic.eval.tasks import (
+    arc,
+    boolq,
+    cmath,
+    code,
+    gsm8k,
+    hellaswag,
+    mgsm,
+    mmlu,
+    openbookqa,
+    perplexity,
+)
 from moesaic.eval.tasks.options import Options
 from moesaic.eval.tasks.prompts import HARNESS_SEED
 
-_MODULES = (arc, boolq, cmath, gsm8k, hellaswag, mgsm, mmlu, openbookqa)
+_MODULES = (arc, boolq, cmath, code, gsm8k, hellaswag, mgsm, mmlu, openbookqa, perplexity)
 TASKS = tuple(sorted(name for module in _MODULES for name in module.TASKS))
 """Names of tasks; beside them each subject of MMLU is one: ``mmlu_anatomy``."""
 
@@ -19,21 +30,25 @@ def find_task(
     limit: int | None = None,
     shots: int | None = None,
     seed: int = HARNESS_SEED,
+    allow_code: bool = False,
 ) -> Task:
     """A task with its items.
 
     Args:
         name: one of `TASKS`, or ``mmlu_`` with a subject.
-        data: folder that holds the files of data sets, in any sub-folder.
+        data: folder that holds the files of data sets, in any sub-folder; for perplexity a file, a
+            pattern, or ``corpus:NAME``.
         limit: only so many of the first items, of each subject in MMLU; None for all.
         shots: examples before each question; None for the task's own number.
         seed: of the draws of examples; the default draws those of lm-evaluation-harness.
+        allow_code: run programs that the model writes, which tasks of code need.
+        allow_code: whether programs that the model writes may be run on this machine.
 
     Raises:
         ConfigError: if there is no such task, or a number is out of range.
         DataError: if its data is not there or not readable.
     """
-    options = Options(data, limit, shots, seed)
+    options = Options(data, limit, shots, seed, allow_code)
     for module in _MODULES:
         if name in module.TASKS:
             return module.find_task(name, options)
