@@ -22,8 +22,6 @@ class Options:
     seed: int = HARNESS_SEED
     """Of the draws of examples."""
     allow_code: bool = False
-    """Run programs that the model writes."""
-    allow_code: bool = False
     """Whether programs that the model writes may be run on this machine."""
 
     def __post_init__(self) -> None:
