@@ -18,8 +18,10 @@ from torch.nn import functional as F
 _STEP = 32
 """Heights are multiples of this many rows."""
 _READ_ROWS = 20
-"""Reading an expert's matrix from memory takes as long as multiplying about this many rows."""
-_CALL_FLOPS = 3_000_000
+"""In a batched matmul, reading an expert's matrix takes as long as about this many rows of it."""
+_CALL_ROWS = 100
+"""The same in a matmul of its own, which also brings the matrix into another order first."""
+_CALL_FLOPS = 10_000_000
 """Starting a matmul takes as long as about this many operations inside one."""
 
 
@@ -159,6 +161,6 @@ def _best_height(counts_e: Tensor, call_rows: int) -> int:
     highest = int(counts_e.max()) + _STEP - 1
     heights = torch.arange(0, highest // _STEP * _STEP + 1, _STEP, device=counts_e.device)
     more = _padded((counts_e - heights.unsqueeze(1)).clamp_(min=0))
-    calls = (more > 0) * (_READ_ROWS + call_rows)
+    calls = (more > 0) * (_CALL_ROWS + call_rows)
     base = (heights > 0) * (heights + _READ_ROWS) * len(counts_e)
     return int(heights[(base + (more + calls).sum(1)).argmin()])
