@@ -17,8 +17,9 @@ class Metric:
     name: str
     """As published: ``acc_norm``, or ``exact_match,strict-match`` with the answer's filter."""
     is_higher_better: bool = True
-    aggregate: Literal["mean", "weighted_perplexity", "bits_per_byte"] = "mean"
-    """How items' values become one: their mean, or exp or log2 of all nats by all units."""
+    aggregate: Literal["mean", "weighted_perplexity", "bits_per_byte", "nats_per_unit"] = "mean"
+    """How items' values become one: their mean; or all nats by all units, as exp of it, in bits, or
+    as it is."""
 
 
 @dataclass(frozen=True, slots=True)
