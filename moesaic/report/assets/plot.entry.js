@@ -1,0 +1,1 @@
+export { plot, areaY, axisX, axisY, barX, cell, dot, gridX, gridY, lineY, link, pointer, pointerX, raster, ruleX, ruleY, text, tip } from "@observablehq/plot";

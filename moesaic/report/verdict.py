@@ -1,0 +1,195 @@
+"""The first thing on the page: did it help, by how much, how sure."""
+
+from collections.abc import Sequence
+from math import exp
+from statistics import fmean
+
+from moesaic.report.advice import study_claims
+from moesaic.report.blocks import Claim, Finding, Prose, Section, section
+from moesaic.report.estimate import Estimate, estimate
+from moesaic.report.forms import Against, Retained, Score, TaskResult
+from moesaic.report.read import Evaluation, Merge, Run, Sources
+from moesaic.report.runs import base_of, held_out, is_over, is_restricted, seed_free, task_domains
+from moesaic.report.words import interval, listed, number, percent, plural, points, signed
+
+_SEVERAL = 6
+"""Runs up to which each has a sentence of its own."""
+
+
+def verdict(sources: Sources) -> Section | None:
+    """The sentences that answer the question the page is read for."""
+    claims = [claim for study in sources.studies for claim in study_claims(study)]
+    claims += [claim for one in sources.evaluations for claim in _of_evaluation(one)]
+    claims += [claim for one in sources.merges for claim in _of_merge(one)]
+    claims += _of_runs(sources.runs)
+    if not claims:
+        return None
+    return section("verdict", "Verdict", [*claims, _how_to_read(claims)])
+
+
+def _how_to_read(claims: Sequence[Claim]) -> Prose:
+    text = (
+        "“Cannot tell” means that the 95 % interval includes no change: the difference may be "
+        "chance. "
+    )
+    if any(claim.finding == "unknown" for claim in claims):
+        text += (
+            "“No interval” means that one measurement was made before and one after, which do not "
+            "say by how much they would differ by chance: several seeds, or an evaluation with a "
+            "base, do. "
+        )
+    return Prose(text + "Losses are in nats per token; lower is better.")
+
+
+def share(score: Score) -> bool:
+    """Whether a score is a share of the items, to be shown in per cent."""
+    ends = [end for end in (score.value, score.low, score.high) if end is not None]
+    return score.higher_is_better and all(0 <= end <= 1 for end in ends)
+
+
+def compared(against: Against) -> Estimate:
+    """The difference to the base."""
+    return Estimate(against.difference, against.low, against.high)
+
+
+def _of_evaluation(evaluation: Evaluation) -> list[Claim]:
+    """A sentence for each task that was held against a base, the surest first."""
+    order: dict[Finding, int] = {"better": 0, "worse": 1, "unclear": 2, "unknown": 3}
+    claims = [
+        _of_task(name, task, next(iter(task.metrics)))
+        for name, task in evaluation.results.tasks.items()
+        if task.against and next(iter(task.metrics)) in task.against
+    ]
+    if claims:
+        return sorted(claims, key=lambda claim: order[claim.finding])
+    quoted = [_quoted(name, task) for name, task in evaluation.results.tasks.items()]
+    return [
+        Claim(
+            "unknown",
+            f"{evaluation.name}: {'; '.join(quoted)}.",
+            "Not held against a base, so nothing is said of what changed.",
+        )
+    ]
+
+
+def _quoted(name: str, task: TaskResult) -> str:
+    metric, score = next(iter(task.metrics.items()))
+    shown = percent(score.value) if share(score) else number(score.value)
+    return f"{name} {shown} ({metric}, n = {task.n:,})"
+
+
+def _of_task(name: str, task: TaskResult, metric: str) -> Claim:
+    assert task.against is not None
+    score, against = task.metrics[metric], task.against[metric]
+    found = compared(against)
+    is_share = share(score)
+    base, value = (percent(one) if is_share else number(one) for one in (against.base, score.value))
+    change = points(found.value) if is_share else signed(found.value)
+    bounds = interval(found, 1, 100) if is_share else interval(found)
+    finding = found.finding(score.higher_is_better)
+    said = {
+        "better": f"{name} got better: {base} before, {value} after, {change}.",
+        "worse": f"{name} got worse: {base} before, {value} after, {change}.",
+        "unclear": f"Cannot tell whether {name} changed: {base} before, {value} after, {change}.",
+        "unknown": f"{name}: {base} before, {value} after, {change}.",
+    }
+    p = "" if against.p is None else f", p = {against.p:.2g}"
+    test = f" ({against.test})" if against.test else ""
+    detail = f"{metric}, the same {task.n:,} items before and after; {bounds}{p}{test}."
+    return Claim(finding, said[finding], detail)
+
+
+def _of_merge(merge: Merge) -> list[Claim]:
+    return [_of_retained(data, one) for data, one in merge.record.retained.items()]
+
+
+def _of_retained(data: str, one: Retained) -> Claim:
+    rise = one.after - one.before
+    return Claim(
+        "unknown",
+        f"Merging changed the loss on {data} from {number(one.before)} to {number(one.after)} "
+        f"nats per token, {signed(rise)}: the right token is {number(exp(-rise), 2)} times as "
+        "probable as before.",
+        f"Measured by the merge itself on {one.tokens:,} tokens.",
+    )
+
+
+def _of_runs(runs: Sequence[Run]) -> list[Claim]:
+    """What held-out loss did in every run, repetitions with other seeds together."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        alike = (group for group in groups if seed_free(group[0]) == seed_free(run))
+        group = next(alike, None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    claims = [claim for group in groups for claim in _of_group(group, runs)]
+    return claims[:_SEVERAL]
+
+
+def _of_group(group: Sequence[Run], runs: Sequence[Run]) -> list[Claim]:
+    """A sentence on the task of a run, and one on what it was not trained on."""
+    task = set(task_domains(group[0]))
+    rest = [domain for domain in held_out(group[0]) if domain not in task]
+    return [
+        claim
+        for domains in ([one for one in held_out(group[0]) if one in task], rest)
+        for claim in [_of_domains(group, domains, runs)]
+        if claim is not None
+    ]
+
+
+def _of_domains(group: Sequence[Run], domains: Sequence[str], runs: Sequence[Run]) -> Claim | None:
+    """From before to after, over domains and repetitions."""
+    moves = [_moves(run, domains, runs) for run in group]
+    shared = [domain for domain in domains if all(domain in move for move in moves)]
+    if not shared:
+        return None
+    text = "; ".join(_move(domain, [move[domain] for move in moves]) for domain in shared)
+    changes = [
+        sum(move[domain][2] - move[domain][1] for domain in shared) / len(shared) for move in moves
+    ]
+    found, first = estimate(changes), group[0]
+    since = moves[0][shared[0]][0]
+    state = "" if is_over(first) else f" (after {_done(first)} of {first.config['steps']} steps)"
+    held = ", among the experts that training held: merged it will differ"
+    detail = f"Held-out loss in nats per token, {since} to the last evaluation" + (
+        f"{held}." if is_restricted(first) else "."
+    )
+    if len(group) > 1:
+        detail += (
+            f" Mean of {plural(len(group), 'seed')}: {signed(found.value)}; {interval(found)}."
+        )
+    names = listed([run.name for run in group])
+    return Claim(found.finding(higher_is_better=False), f"{names}{state}: {text}.", detail)
+
+
+def _done(run: Run) -> int:
+    steps = run.record.of("step")
+    return steps[-1]["step"] if steps else 0
+
+
+def _move(domain: str, moves: Sequence[tuple[str, float, float]]) -> str:
+    before, after = fmean(move[1] for move in moves), fmean(move[2] for move in moves)
+    return f"{domain} {number(before)} to {number(after)} ({signed(after - before)})"
+
+
+def _moves(
+    run: Run, domains: Sequence[str], runs: Sequence[Run]
+) -> dict[str, tuple[str, float, float]]:
+    """Domain → since when, loss before, loss after; the loss before is the base's if it is here."""
+    found, base = held_out(run), base_of(run, runs)
+    of_base = {} if base is None else held_out(base)
+    rows = [(one.config.get("evaluation") or {}).get("rows") for one in (run, base or run)]
+    moves: dict[str, tuple[str, float, float]] = {}
+    for domain in domains:
+        at, last = found[domain][-1]
+        if domain in of_base and rows[0] == rows[1]:
+            moves[domain] = "from the end of the base's run", of_base[domain][-1][1], last
+        elif domain in of_base:
+            since = f"from the end of the base's run ({rows[1]} rows there, {rows[0]} here)"
+            moves[domain] = since, of_base[domain][-1][1], last
+        elif found[domain][0][0] < at:
+            moves[domain] = f"from step {found[domain][0][0]}", found[domain][0][1], last
+    return moves
