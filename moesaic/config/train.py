@@ -22,6 +22,7 @@ from moesaic.config.schedule import Curve, ScheduleConfig
 from moesaic.config.settings import Settings
 
 Precision = Literal["float32", "bfloat16", "mixed", "autocast"]
+Destination = Literal["tensorboard", "trackio", "wandb"]
 
 
 def _read_model(value: Any) -> Any:
@@ -141,8 +142,21 @@ class LoggingConfig(Settings):
     """Steps between lines of the record."""
     load_every_steps: PositiveInt | None = None
     """Steps between lines with every expert's load; None writes none."""
-    tensorboard: bool = False
-    """Whether TensorBoard files are written too; needs ``moesaic[track]``."""
+    to: Annotated[tuple[Destination, ...], Field(strict=False)] = ()
+    """Where the numbers of the record go too: ``tensorboard``, to files in the run's folder;
+    ``trackio``, to its database; ``wandb``, to Weights & Biases. Needs ``moesaic[track]``."""
+    project: Annotated[str, Field(min_length=1)] = "moesaic"
+    """What trackio and wandb file the run under."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard_has_moved(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "tensorboard" in data:
+            raise ValueError(
+                "tensorboard is no setting any more but a place to write to; replace "
+                "tensorboard = true by to = ['tensorboard'], and remove tensorboard = false"
+            )
+        return data
 
 
 class TrainConfig(Settings):

@@ -22,6 +22,7 @@ from moesaic.train.setup import base_folder, prepare_model, prepare_state, prepa
 from moesaic.train.state import TrainState, save_state, saved_states
 from moesaic.train.step import Rates, StepResult, take_step
 from moesaic.train.track import Tracker, evenness, peak_memory
+from moesaic.train.writers import check_installed
 from moesaic.units import count
 
 
@@ -72,6 +73,7 @@ def train(
         TrainingError: if another process trains there, or a value is not finite.
     """
     folder, display = RunFolder(Path(config.folder)), display or Silent()
+    check_installed(config.logging)
     with folder.held():
         checkpoint = folder.to_resume(config)
         tokenizer = prepare_tokenizer(config, folder.tokenizer)
@@ -83,7 +85,7 @@ def train(
         domains = config.evaluation.domains if config.evaluation else ()
         held_out = {domain: HeldOut.read(config, domain, tokenizer) for domain in domains}
         resume_at = state.step if folder.record.exists() else None
-        with Tracker(folder, config, state.device, resume_at) as tracker:
+        with Tracker(folder, config, state.device, resume_at, display.say) as tracker:
             run = _Run(config, folder, state, held_out, tracker, display)
             run.take_steps(stop)
         if model is None and run.is_complete:

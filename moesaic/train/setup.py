@@ -16,6 +16,7 @@ from moesaic.model.build import build_model, load_model
 from moesaic.model.transformer import Transformer
 from moesaic.train.optim import build_optimizer
 from moesaic.train.state import TrainState
+from moesaic.train.writers import check_installed
 
 
 def base_folder(config: TrainConfig) -> Path | None:
@@ -101,11 +102,13 @@ def prepare_state(config: TrainConfig, model: Transformer, tokenizer: Tokenizer)
 
 
 def check_fits(config: TrainConfig, model: ModelConfig) -> None:
-    """Hold the settings of a run against its model.
+    """Hold the settings of a run against its model and what is installed.
 
     Raises:
-        ConfigError: if rows are longer than the context, or the model has nothing to balance.
+        ConfigError: if rows are longer than the context, the model has nothing to balance, or a
+            package to log with is missing.
     """
+    check_installed(config.logging)
     if config.data.seq_len > model.max_position_embeddings:
         raise ConfigError(
             f"data.seq_len={config.data.seq_len} is more than the model's "

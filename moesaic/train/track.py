@@ -1,8 +1,10 @@
-"""`Tracker`: writes what happens in a run to its record, and to TensorBoard if asked."""
+"""`Tracker`: writes what happens in a run to its record, and to other places if asked."""
 
+import hashlib
+import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,28 +13,46 @@ from torch import Tensor
 
 from moesaic.balance.stats import load_entropy, max_violation
 from moesaic.config.train import TrainConfig
-from moesaic.errors import ConfigError
-from moesaic.runlog import RunLog, describe_run, read_run
+from moesaic.runlog import RunLog, RunRecord, describe_run, read_run
 from moesaic.train.evaluate import Evaluation
 from moesaic.train.folder import RunFolder
+from moesaic.train.writers import RunName, Writers
 
 
 class Tracker:
     """A context manager; every line is on disk when the call returns."""
 
     def __init__(
-        self, folder: RunFolder, config: TrainConfig, device: str, resume_at_step: int | None
+        self,
+        folder: RunFolder,
+        config: TrainConfig,
+        device: str,
+        resume_at_step: int | None,
+        say: Callable[[str], None],
     ) -> None:
         """Begin a record, or go on with one.
 
+        Args:
+            folder: of the run.
+            config: its settings.
+            device: where it trains.
+            resume_at_step: the last step that was saved; None begins a record.
+            say: told of what else is written to and fails.
+
         Raises:
-            ConfigError: if TensorBoard is asked for and not installed.
+            ConfigError: if one of ``config.logging.to`` cannot be opened.
         """
         gpu = torch.cuda.get_device_name() if device == "cuda" else None
-        start = describe_run(config.model_dump(mode="json"), config.seed, gpu)
-        self._writer = _tensorboard(folder, resume_at_step) if config.logging.tensorboard else None
-        self._log = RunLog(folder.record, start, resume_at_step)
+        settings = config.model_dump(mode="json")
+        start = describe_run(settings, config.seed, gpu)
+        self._log, self._say, self._step = RunLog(folder.record, start, resume_at_step), say, 0
         record = read_run(folder.record)
+        name = RunName(folder, _identity(record), settings, resume_at_step)
+        try:
+            self._writers = Writers(config.logging, name, self._tell)
+        except BaseException:
+            self._log.close()
+            raise
         before = record.of("evaluation")
         self.evaluated_step = before[-1]["step"] if before else None
         """The step after which held-out data was last evaluated."""
@@ -40,12 +60,16 @@ class Tracker:
         """Whether the record says what the run read."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """A line of the record; its numbers also go to TensorBoard."""
+        """A line of the record; its numbers also go elsewhere."""
+        self._step = step
         self._log.write(kind, step, values)
-        if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        }
+        if numbers:
+            self._writers.write(step, numbers)
 
     def evaluation(self, step: int, domain: str, found: Evaluation) -> None:
         """The held-out numbers of one domain."""
@@ -54,11 +78,20 @@ class Tracker:
             "perplexity": found.perplexity,
             "bits_per_byte": found.bits_per_byte,
         }
-        self.evaluated_step = step
+        self.evaluated_step = self._step = step
         self._log.write("evaluation", step, {"domain": domain, **values})
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"evaluation/{name}/{domain}", value, step)
+        self._writers.write(
+            step, {f"evaluation/{name}/{domain}": value for name, value in values.items()}
+        )
+
+    def _tell(self, writer: str, error: Exception) -> None:
+        """Something else that is written to has failed, and is left out from now on."""
+        problem = f"{type(error).__name__}: {error}"
+        self._log.write("left out", self._step, {"writer": writer, "problem": problem})
+        self._say(
+            f"{writer} failed and gets nothing more from this run ({problem}); the record is "
+            "complete, and the same command tries again where the run is taken up"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -69,9 +102,10 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._log.close()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            self._writers.close()
+        finally:
+            self._log.close()
 
 
 def evenness(loads: Mapping[int, Tensor]) -> dict[str, float]:
@@ -95,12 +129,6 @@ def peak_memory(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _tensorboard(folder: RunFolder, resume_at_step: int | None) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "logging.tensorboard=true needs TensorBoard; install moesaic[track], or set it to false"
-        ) from None
-    purge = None if resume_at_step is None else resume_at_step + 1
-    return SummaryWriter(str(folder.tensorboard), purge_step=purge)
+def _identity(record: RunRecord) -> str:
+    """A name for a run that stays when it is taken up again: its first line says when it began."""
+    return hashlib.sha256(json.dumps(record.start, sort_keys=True).encode()).hexdigest()[:16]

@@ -240,14 +240,6 @@ def test_progress_is_shown_for_every_step(run: Run):
     ]
 
 
-def test_tensorboard_files_are_written_when_asked_for(run: Run):
-    config = run(logging={"tensorboard": True})
-    train(config)
-    (events,) = (Path(config.folder) / "tensorboard").iterdir()
-    assert b"step/next_token" in events.read_bytes()
-    assert b"evaluation/bits_per_byte/lines" in events.read_bytes()
-
-
 def test_rows_longer_than_the_context_are_refused(run: Run):
     data = {**run().data.model_dump(), "seq_len": 129}
     with pytest.raises(ConfigError) as error:
