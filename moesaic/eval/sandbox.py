@@ -85,8 +85,8 @@ def run_code(
 
     Args:
         program: Python source.
-        tests: Python source that raises where the program is wrong; it sees the program's names
-            and is not there yet while the program runs.
+        tests: Python source that raises where the program is wrong; it runs after the program, in
+            its names.
         limits: what both may use together.
         kernel: whether the system's guards are used where it has them; without, only Python's.
 
@@ -132,35 +132,39 @@ def _run_child(
 ) -> tuple[bytes, bytes, str]:
     """The token, what the child told, and why it was ended or how it did so; empty for itself."""
     token = secrets.token_bytes(_TOKEN_BYTES)
-    orders, to_child = os.pipe()
-    from_child, reports = os.pipe()
-    with open(from_child, "rb", buffering=0) as telling:
+    (orders, to_child), (from_child, reports) = os.pipe(), os.pipe()
+    with open(to_child, "wb") as ordering, open(from_child, "rb", buffering=0) as telling:
+        child = _start(orders, reports, folder, output)
         try:
-            child = subprocess.Popen(
-                [sys.executable, *_FLAGS, "-c", _START, str(orders), str(reports)],
-                pass_fds=(orders, reports),
-                cwd=folder,
-                env=_ENVIRONMENT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        finally:
-            os.close(orders)
-            os.close(reports)
-        try:
-            _send(to_child, {**order, "token_bytes": _TOKEN_BYTES}, token)
+            _send(ordering, {**order, "token_bytes": _TOKEN_BYTES}, token)
             told, stopped = _listen(telling, folder, limits)
         finally:
             _end(child)
     return token, told, stopped or _tell_end(child.returncode)
 
 
-def _send(to_child: int, order: dict[str, object], token: bytes) -> None:
+def _start(orders: int, reports: int, folder: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The child, with its ends of the two pipes and nothing else of this process."""
+    try:
+        return subprocess.Popen(
+            [sys.executable, *_FLAGS, "-c", _START, str(orders), str(reports)],
+            pass_fds=(orders, reports),
+            cwd=folder,
+            env=_ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    finally:
+        os.close(orders)
+        os.close(reports)
+
+
+def _send(ordering: IO[bytes], order: dict[str, object], token: bytes) -> None:
     data = json.dumps(order).encode()
-    with contextlib.suppress(BrokenPipeError), open(to_child, "wb") as stream:
-        stream.write(len(data).to_bytes(8) + data + token)
+    with contextlib.suppress(BrokenPipeError), ordering:
+        ordering.write(len(data).to_bytes(8) + data + token)
 
 
 def _listen(telling: IO[bytes], folder: Path, limits: Limits) -> tuple[bytes, str]:
@@ -198,11 +202,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _tell_end(status: int) -> str:
-    if status >= 0:
-        return ""
-    name = signal.Signals(-status).name
-    meaning = {"SIGXCPU": ", more computing than allowed", "SIGKILL": ", out of time or memory"}
-    return f"ended by {name}{meaning.get(name, '')}"
+    return "" if status >= 0 else f"ended by signal {-status} ({signal.strsignal(-status)})"
 
 
 def _read_reports(told: bytes, token: bytes, shown: str) -> tuple[dict[str, str], str | None]:

@@ -5,6 +5,7 @@ holds a token of random bytes, which is read only when the last test has passed:
 nowhere in the process's memory, and nothing that a program prints or returns can stand for it.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -37,7 +38,11 @@ def main() -> None:
     sys.argv[1:] = []
     read, write, leave = os.read, os.write, os._exit  # the program may put others in their place
     write(reports, json.dumps(isolation).encode() + b"\n")
+    printed = sys.stdout, sys.stderr
     mistake = _run(order["program"], order["tests"])
+    for stream in printed:
+        with contextlib.suppress(BaseException):
+            stream.flush()
     write(reports, mistake.encode() if mistake else read(orders, order["token_bytes"]))
     leave(0)
 
