@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from json import dumps
 from typing import Any
 
+from moesaic.config.toml import write_toml
 from moesaic.config.train import TrainConfig
 from moesaic.errors import MoesaicError
 from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Block, Code, Grid, Prose, Section, section
 from moesaic.report.read import Run, Sources
-from moesaic.report.toml import write_toml
 from moesaic.report.words import listed
 
 _SETTINGS_SHOWN = 4_000
