@@ -27,6 +27,9 @@ class EvalConfig(Settings):
     allow_code: bool = False
     """Whether programs that the model writes may be run on this machine, in a limited process that
     is no prison; humaneval and mbpp need it."""
+    allow_code: bool = False
+    """Whether programs that the model writes may be run on this machine, which tasks of code
+    need."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens the model may see at once: of a longer prompt the beginning is left out, and longer
     texts are read in windows. None takes the model's max_position_embeddings."""

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +10,8 @@ import torch
 
 from moesaic.checkpoint.digest import digest
 from moesaic.config.eval import TOKENS_AT_ONCE, EvalConfig
+from moesaic.config.model import ModelConfig
+from moesaic.config.published import read_config
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import ConfigError
 from moesaic.esft.park import load_frozen
@@ -25,6 +26,7 @@ from moesaic.eval.requests import (
     Rolling,
     RollingAnswer,
 )
+from moesaic.eval.results import Source
 from moesaic.eval.rows import Rows, Told
 from moesaic.eval.score import Found, score_batch
 from moesaic.eval.write import Writer
@@ -34,16 +36,6 @@ from moesaic.train.setup import choose_device
 _WINDOW = 2048
 """Requests that are sorted and batched together: more would hardly fill batches better, and all
 their prompts are in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a model comes from."""
-
-    folder: str | None
-    """None for a model in memory."""
-    digest: str
-    """Of its tensors."""
 
 
 class Engine:
@@ -70,14 +62,14 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config or EvalConfig()
         self._source = source
-        self._encoder = Encoder(tokenizer, _max_length(model, self.config))
+        self._encoder = Encoder(tokenizer, _max_length(model.config, self.config))
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, more than "
                 f"vocab_size={model.config.vocab_size}; use the one that belongs to the model"
             )
-        device = model.head_weight.device.type
-        default = TOKENS_AT_ONCE["cpu" if device == "cpu" else "cuda"]
+        self.device = model.head_weight.device.type
+        default = TOKENS_AT_ONCE["cuda" if self.device == "cuda" else "cpu"]
         self._batch_tokens = self.config.batch_tokens or default
         self._writer = Writer(model, self._encoder, self.config, self._batch_tokens)
 
@@ -90,12 +82,8 @@ class Engine:
             DataError: if it has no tokenizer.
             ConfigError: if the device is missing.
         """
-        config = config or EvalConfig()
-        device = choose_device(config.device)
-        tokenizer = Tokenizer.load(folder)
-        source = Source(str(folder), digest(folder))
-        model = load_frozen(folder, config.dtype, device, config.hold)
-        return cls(model, tokenizer, config, source)
+        checkpoint = Checkpoint(folder, config or EvalConfig())
+        return cls(checkpoint.load(), checkpoint.tokenizer, checkpoint.config, checkpoint.source)
 
     @cached_property
     def source(self) -> Source:
@@ -106,13 +94,8 @@ class Engine:
     def by(self) -> dict[str, Any]:
         """Who answers: everything of the model and of the settings that could change an answer."""
         dtype = self.model.compute_dtype or self.model.head_weight.dtype
-        return {
-            "model": self.source.digest,
-            "tokenizer": self.tokenizer.digest,
-            "dtype": str(dtype).removeprefix("torch."),
-            "max_length": self._encoder.max_length,
-            **self.config.model_dump(include={"hold", "max_new_tokens", "chat", "seed"}),
-        }
+        name = str(dtype).removeprefix("torch.")
+        return answerer(self.source, self.tokenizer, self.model.config, self.config, name)
 
     def answer(
         self, requests: Sequence[Request], known: Collection[int] = ()
@@ -181,9 +164,63 @@ def _answer(request: Likelihood | Rolling, told: Told) -> Answer:
     return RollingAnswer(told.log_probability, told.tokens)
 
 
-def _max_length(model: Transformer, config: EvalConfig) -> int:
+class Checkpoint:
+    """A checkpoint folder to be asked; its weights are read with the first request.
+
+    Args:
+        folder: with a tokenizer.
+        config: see `Engine`, and how to load the model.
+
+    Raises:
+        CheckpointError: if the folder is incomplete or damaged.
+        DataError: if it has no tokenizer.
+        ConfigError: if the device is missing, or ``max_length`` more than the model can see.
+    """
+
+    def __init__(self, folder: Path | str, config: EvalConfig) -> None:
+        self.config, self._folder = config, folder
+        self.device = choose_device(config.device)
+        model, self.tokenizer = read_config(Path(folder)), Tokenizer.load(folder)
+        self.source = Source(str(folder), digest(folder))
+        self.by = answerer(self.source, self.tokenizer, model, config, config.dtype)
+        """Who answers."""
+
+    def answer(
+        self, requests: Sequence[Request], known: Collection[int] = ()
+    ) -> Iterator[tuple[int, Answer]]:
+        """See `Engine.answer`."""
+        if len(known) < len(requests):
+            yield from self._engine.answer(requests, known)
+
+    def load(self) -> Transformer:
+        """The model.
+
+        Raises:
+            CheckpointError: if a file is damaged, or does not fit config.json.
+        """
+        return load_frozen(self._folder, self.config.dtype, self.device, self.config.hold)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return Engine(self.load(), self.tokenizer, self.config, self.source)
+
+
+def answerer(
+    source: Source, tokenizer: Tokenizer, model: ModelConfig, config: EvalConfig, dtype: str
+) -> dict[str, Any]:
+    """Everything of a model and of settings that could change an answer."""
+    return {
+        "model": source.digest,
+        "tokenizer": tokenizer.digest,
+        "dtype": dtype,
+        "max_length": _max_length(model, config),
+        **config.model_dump(include={"hold", "max_new_tokens", "chat", "seed"}),
+    }
+
+
+def _max_length(model: ModelConfig, config: EvalConfig) -> int:
     """Tokens the model is fed at most."""
-    most = model.config.max_position_embeddings
+    most = model.max_position_embeddings
     if config.max_length is not None and config.max_length > most:
         raise ConfigError(
             f"max_length={config.max_length} is more than the model's "
