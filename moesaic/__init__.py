@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from moesaic.config.model import ModelConfig
     from moesaic.esft.merge import merge_shards
     from moesaic.esft.score import score_experts
+    from moesaic.eval.run import evaluate
     from moesaic.infer.generate import generate
     from moesaic.model.build import load_model
     from moesaic.model.transformer import Transformer
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ModelConfig",
     "Transformer",
+    "evaluate",
     "generate",
     "load_model",
     "merge_shards",
@@ -32,6 +34,7 @@ __all__ = [
 _HOMES = {
     "ModelConfig": "moesaic.config.model",
     "Transformer": "moesaic.model.transformer",
+    "evaluate": "moesaic.eval.run",
     "generate": "moesaic.infer.generate",
     "load_model": "moesaic.model.build",
     "merge_shards": "moesaic.esft.merge",

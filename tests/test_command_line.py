@@ -12,6 +12,7 @@ SURFACE = {
     "check": "folder --verify --json",
     "train": "run_file --set --json",
     "score": "folder --data --experts --set --out --dtype --device --json",
+    "eval": "folder --tasks --data --out --base --limit --set --json",
     "routing": "folder --data --against --ablate --out --set --json",
     "merge": "base shards --out --method --trust --retain --json --set",
     "undo": "merged --out --json",

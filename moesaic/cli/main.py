@@ -20,6 +20,7 @@ VERBS = {
     "check": "Compare a checkpoint with its config.json.",
     "train": "Train a model, or some of its experts, as a run file says.",
     "score": "Score every expert on some data.",
+    "eval": "Score a checkpoint on published tasks, and compare it with a base.",
     "routing": "Show where the tokens of some domains go, and what the experts are good for.",
     "merge": "Merge shards into the checkpoint they come from.",
     "undo": "Write the base that a checkpoint was merged into.",
