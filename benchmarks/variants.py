@@ -11,9 +11,8 @@ import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from math import sqrt
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from benchmarks.measure.fine_tuning import (
     task,
 )
 from benchmarks.measure.results import write_result
+from benchmarks.measure.seeds import interval, shown
 from moesaic.config.data import DataConfig
 from moesaic.config.esft import EsftConfig
 from moesaic.data.loader import Loader
@@ -43,10 +43,6 @@ from moesaic.esft.select import select, write_selection
 from moesaic.model.build import load_model
 from moesaic.runlog import hardware
 from moesaic.train.loop import train
-
-_T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""Student's factor of a 95 % interval of the mean, by the number of seeds."""
-
 
 FULL = Effort(base_steps=500, steps=100, rows=16, seq_len=256, seeds=3, held_out_rows=32)
 QUICK = Effort(base_steps=20, steps=6, rows=4, seq_len=128, seeds=1, held_out_rows=4)
@@ -105,14 +101,6 @@ def _rises(run: Mapping[str, Any], before: Mapping[str, float]) -> list[float]:
     return [run["merged"][domain] - before[domain] for domain in DOMAINS]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95 % interval where there are several values."""
-    if len(values) < 2:
-        return round(values[0], 4), None
-    factor = _T_95.get(len(values), 1.96)
-    return round(mean(values), 4), round(factor * stdev(values) / sqrt(len(values)), 4)
-
-
 def compare(names: Sequence[str], effort: Effort, threads: int) -> dict[str, Any]:
     """Train every variant with every seed from one base."""
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +125,7 @@ def compare(names: Sequence[str], effort: Effort, threads: int) -> dict[str, Any
 
 def _line(name: str, case: Mapping[str, Any]) -> str:
     parts = [
-        f"{label} {_shown(case[key])}"
+        f"{label} {shown(case[key])}"
         for label, key in (
             ("task as trained", "task_as_trained"),
             ("merged", "task_merged"),
@@ -146,10 +134,6 @@ def _line(name: str, case: Mapping[str, Any]) -> str:
     ]
     speed, peak = case["tokens_per_s"], case["peak_over_start_bytes"] / 2**20
     return " | ".join([f"{name:<16}", *parts, f"{speed:,.0f} tok/s", f"{peak:,.0f} MiB"])
-
-
-def _shown(value: tuple[float, float | None]) -> str:
-    return f"{value[0]:.4f}" + ("" if value[1] is None else f" ± {value[1]:.4f}")
 
 
 def draw(path: Path, cases: Mapping[str, Any]) -> None:

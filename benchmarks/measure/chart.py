@@ -1,13 +1,16 @@
 """Charts of lines and points as SVG: no library, no numbers that are not in the result file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from math import ceil, floor, log10
 from pathlib import Path
 
-_COLOURS = ("#4c566a", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
-"""Okabe and Ito's, told apart by the colour-blind too."""
+_COLOURS = (
+    *("#4c566a", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7"),
+    *("#000000", "#9a6324", "#a9a9a9"),
+)
+"""Okabe and Ito's, told apart by the colour-blind too; then three for the longest legends."""
 _WIDTH, _HEIGHT = 420, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 34, 40
 _TICKS = 5
@@ -27,6 +30,8 @@ class Panel:
     """Whether the vertical axis begins at 0."""
     as_points: bool = False
     """Whether points stand by themselves, without lines between them."""
+    bars: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Vertical bars by name: where, the middle, and half the height."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ def write_charts(path: Path, title: str, panels: Sequence[Panel]) -> None:
 
 def _panel(panel: Panel, colours: dict[str, str]) -> list[str]:
     points = [point for line in panel.lines.values() for point in line]
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    ends = [(x, y + way * half) for x, y, half in panel.bars.values() for way in (-1, 1)]
+    xs, ys = [x for x, _ in points], [y for _, y in [*points, *ends]]
     margin = 0.04 * (max(ys) - min(ys)) or 1.0
     low = 0.0 if panel.from_zero else min(ys) - margin
     aside = 0.04 * (max(xs) - min(xs)) if panel.as_points else 0.0
@@ -90,6 +96,10 @@ def _panel(panel: Panel, colours: dict[str, str]) -> list[str]:
     for name, line in panel.lines.items():
         places = [(f"{across(x):.1f}", f"{up(y):.1f}") for x, y in line]
         parts += (_dots if panel.as_points else _polyline)(places, colours[name])
+    for name, (x, y, half) in panel.bars.items():
+        look = f'stroke="{colours[name]}" stroke-width="1.6"'
+        parts.append(f'<path d="M{across(x):.1f} {up(y - half):.1f}V{up(y + half):.1f}" {look}/>')
+        parts.append(f'<path d="M{across(x) - 5:.1f} {up(y):.1f}h10" {look}/>')
     return parts
 
 
