@@ -105,7 +105,7 @@ class CodeTask:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """Everything that decides a score, and what guarded the machine."""
+        """Everything that decides a score, and what guards the machine."""
         return {
             "version": _VERSION,
             **self.details,
@@ -113,7 +113,6 @@ class CodeTask:
             "temperature": self.temperature,
             "python": platform.python_version(),
             "limits": asdict(self.limits),
-            "isolation": isolation(),
         }
 
     def group(self, item: Item) -> str | None:
@@ -158,7 +157,7 @@ def _humaneval(options: Options) -> CodeTask:
         prompts=Prompts(),
         stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
         max_new_tokens=1024,
-        details={"shots": 0, "data": loaded.origin},
+        details={"shots": 0, "data": loaded.origin, "isolation": isolation()},
     )
 
 
@@ -193,7 +192,7 @@ def _mbpp(options: Options) -> CodeTask:
         prompts=Prompts(pool, delimiter=""),
         stop=("[DONE]",),
         max_new_tokens=MAX_NEW_TOKENS,
-        details={"shots": shots, "data": loaded.origin},
+        details={"shots": shots, "data": loaded.origin, "isolation": isolation()},
     )
 
 
