@@ -25,9 +25,6 @@ class EvalConfig(Settings):
     """Whether a prompt to be continued is put to the model as the user's turn of its chat template;
     likelihoods are asked without."""
     allow_code: bool = False
-    """Whether programs that the model writes may be run on this machine, in a limited process that
-    is no prison; humaneval and mbpp need it."""
-    allow_code: bool = False
     """Whether programs that the model writes may be run on this machine, which tasks of code
     need."""
     max_length: Annotated[int, Field(ge=2)] | None = None

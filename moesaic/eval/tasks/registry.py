@@ -42,7 +42,6 @@ def find_task(
         shots: examples before each question; None for the task's own number.
         seed: of the draws of examples; the default draws those of lm-evaluation-harness.
         allow_code: run programs that the model writes, which tasks of code need.
-        allow_code: whether programs that the model writes may be run on this machine.
 
     Raises:
         ConfigError: if there is no such task, or a number is out of range.
