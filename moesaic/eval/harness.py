@@ -174,7 +174,7 @@ def _plain(answer: Answer) -> Any:
 
 def _generation(prompt: str, settings: Mapping[str, Any]) -> Generation:
     """The request that a task's ``generation_kwargs`` mean."""
-    given = dict(normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS))
+    given: dict[str, Any] = {**normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)}
     temperature = float(given.get("temperature") or 0.0)
     unknown = given.keys() - _UNDERSTOOD - (frozenset() if temperature else _OF_DRAWING)
     if unknown:
