@@ -1,8 +1,9 @@
 """What experts are good for: the loss with some of them switched off, weights as they are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import sqrt
 from typing import Any, Literal
 
 from moesaic.config.analyse import AblationConfig
@@ -140,12 +141,15 @@ class Ablations:
         }
 
     def _point(self, place: int | None) -> dict[str, Any]:
-        """Over all domains, and in each."""
+        """In each domain, and over all tokens."""
         names = dict.fromkeys(one.domain for one in self.passed)
         domains = {
             name: _loss([one for one in self.passed if one.domain == name], place) for name in names
         }
-        return {**_loss(self.passed, place), "domains": domains}
+        sizes = {
+            name: sum(one.tokens for one in self.passed if one.domain == name) for name in names
+        }
+        return {**pooled(domains, sizes), "domains": domains}
 
 
 def _told(variant: Variant, config: ModelConfig) -> dict[str, Any]:
@@ -171,6 +175,24 @@ def _loss(passed: Sequence[_Passed], place: int | None) -> dict[str, float | Non
         "rise": sum(rises) / tokens,
         "rise_stderr": standard_error(sizes, rises),
     }
+
+
+def pooled(
+    domains: Mapping[str, Mapping[str, float | None]], sizes: Mapping[str, int]
+) -> dict[str, float | None]:
+    """Means over the tokens of several domains; of errors, those of a mean over fixed strata.
+
+    That domains differ is no error: others were not to be drawn.
+
+    Source: Cochran, Sampling Techniques (1977), theorem 5.3.
+    """
+    total, found = max(1, sum(sizes.values())), dict[str, float | None]()
+    for name, error in (("loss", "stderr"), ("rise", "rise_stderr")):
+        found[name] = sum((domains[of][name] or 0.0) * sizes[of] for of in domains) / total
+        errors = [(domains[of][error], sizes[of] / total) for of in domains]
+        known = [(value * share) ** 2 for value, share in errors if value is not None]
+        found[error] = sqrt(sum(known)) if len(known) == len(errors) else None
+    return found
 
 
 def mean_rise(points: Sequence[dict[str, Any]]) -> float | None:

@@ -131,14 +131,15 @@ class TokenCounts:
     """Which expert the same token goes to first, layer by layer, of the first tokens there are.
 
     Tokens are followed from when they are first met, as many different ones as there is room for:
-    frequent ones are met soon. Rows of the counts are tokens, columns experts.
+    frequent ones are met soon. Occurrences go to two halves, to see whether the one tells the
+    other.
     """
 
     def __init__(self, vocabulary: int, experts: int, device: torch.device | str = "cpu") -> None:
         self._row = torch.full((vocabulary,), -1, device=device)
         self._experts, self._used = experts, 0
         self.layers: dict[int, Tensor] = {}
-        """Layer → int64 [tokens followed, experts]."""
+        """Layer → int32 [half, token followed, expert]."""
         self.passed = 0
         """Tokens that passed, of which some are not followed; of the first layer."""
 
@@ -152,15 +153,17 @@ class TokenCounts:
         self._row[taken] = torch.arange(self._used, self._used + room, device=taken.device)
         self._used += room
 
-    def add_(self, layer: int, seen: Seen) -> None:
-        """Add tokens of one layer."""
+    def add_(self, layer: int, seen: Seen, part: int = 0) -> None:
+        """Add tokens of one layer; even parts to one half, odd ones to the other."""
         assert seen.tokens_T is not None
         row_T = self._row[seen.tokens_T]
         if layer == min(self.layers, default=layer):
             self.passed += len(row_T)
         places = (row_T * self._experts + seen.ids_TK[:, 0])[row_T >= 0]
         added = places.bincount(minlength=self._used * self._experts).view(-1, self._experts)
+        both = added.new_zeros(2, *added.shape, dtype=torch.int32)
+        both[part % 2] = added
         before = self.layers.get(layer)
         if before is not None:
-            added[: len(before)] += before
-        self.layers[layer] = added
+            both[:, : before.shape[1]] += before
+        self.layers[layer] = both

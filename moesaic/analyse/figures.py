@@ -13,12 +13,7 @@ from moesaic.analyse.coactivate import closest, even_lift, strongest, together, 
 from moesaic.analyse.concentrate import evenness
 from moesaic.analyse.counts import LayerCounts
 from moesaic.analyse.overlap import by_chance, overlap
-from moesaic.analyse.specialise import (
-    favourite,
-    information,
-    specialisation,
-    weighted_information,
-)
+from moesaic.analyse.specialise import favourite, foretold, information, specialisation
 from moesaic.analyse.study import DomainCounts, Study, natural_layers
 from moesaic.balance.stats import load_entropy, max_violation
 
@@ -45,7 +40,7 @@ def loads(study: Study) -> dict[str, Any]:
 
 
 def _loads(of: DomainCounts, layers: Sequence[int]) -> dict[str, Any]:
-    counts = [of.layers[layer] for layer in layers]
+    counts = [of.layer(layer) for layer in layers]
     even = [evenness(one) for one in counts]
     return {
         "choices": [one.share_E.tolist() for one in counts],
@@ -181,15 +176,15 @@ def vocabulary(study: Study) -> dict[str, Any] | None:
     words = study.words
     if not words.layers:
         return None
-    counts = [words.layers[layer] for layer in sorted(words.layers)]
-    found = [weighted_information(one, one.sum(1), one.sum(1)) for one in counts]
+    halves = [words.layers[layer] for layer in sorted(words.layers)]
+    counts = [one.sum(0) for one in halves]
+    followed = int(counts[0].sum())
     return {
         "token_ids": len(counts[0]),
-        "covered": int(counts[0].sum()) / max(1, words.passed),
+        "covered": followed / max(1, words.passed),
         "layers": sorted(words.layers),
-        "information": [one.bits for one in found],
-        "corrected": [one.corrected for one in found],
-        "explained": [one.explained for one in found],
+        "foretold": [foretold(one) for one in halves],
+        "busiest": [int(one.sum(0).max()) / max(1, followed) for one in counts],
         "favourite": [favourite(one) for one in counts],
     }
 
@@ -231,13 +226,13 @@ def rounded(value: Any, digits: int = 6) -> Any:
 
 def _by_layer(study: Study) -> list[list[LayerCounts]]:
     """Layer by layer the counts of every domain."""
-    counted = [of.layers for of in study.domains.values()]
-    return [[of[layer] for of in counted] for layer in natural_layers(study)]
+    domains = study.domains.values()
+    return [[of.layer(layer) for of in domains] for layer in natural_layers(study)]
 
 
 def _stacked(study: Study, layer: int) -> Tensor:
     """Shares of the choices in a layer, a row for each domain."""
-    return torch.stack([of.layers[layer].share_E for of in study.domains.values()])
+    return torch.stack([of.layer(layer).share_E for of in study.domains.values()])
 
 
 def _tokens(counts: Sequence[LayerCounts]) -> Tensor:

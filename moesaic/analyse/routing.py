@@ -38,10 +38,13 @@ per token, information and divergences in bits; ``null`` where there is nothing 
                     expert's most frequent companion is with it), ``pairs`` (``experts`` i and j,
                     ``tokens`` of both, ``given_first`` P(j|i), ``given_second``, ``lift``), and
                     ``matrix``: ``experts`` and ``share``, rows i, columns j, P(j|i)
-``vocabulary``      null of recorded routing. Of the ``token_ids`` most met tokens, which are the
-                    share ``covered`` of all, and of best choices: by layer of its own ``layers``:
-                    ``information`` between token and expert, ``corrected``, ``explained`` share of
-                    the expert's entropy, ``favourite``: how often a token goes to its expert
+``vocabulary``      null of recorded routing. Of the ``token_ids`` that were met first, which make
+                    the share ``covered`` of all tokens, and of best choices; by layer of its own
+                    ``layers``: ``foretold``, how often a token goes to the expert that it went to
+                    most in the other half of the text; ``busiest``, how often that would come true
+                    by always naming the busiest expert; ``favourite``, how often a token id goes to
+                    the expert it goes to most, mean over ids that occur 8 times (OLMoE's measure,
+                    which flatters rare ones)
 ``coverage``        null without resident experts. ``held`` by layer; ``domains``: name → by layer
                     ``choices``, ``gate``, ``tokens`` that find all their experts; ``mean`` of them,
                     with ``everywhere``, tokens that do in every layer

@@ -62,14 +62,14 @@ def _layers(values: dict[str, Any]) -> Table:
     special, together = values["specialisation"] or {}, values["coactivation"] or {}
     words = values["vocabulary"] or {"layers": []}
     alike = (values["weights"] or {}).get("experts", {})
-    explained = dict(zip(words["layers"], words.get("explained", ()), strict=True))
+    foretold = dict(zip(words["layers"], words.get("foretold", ()), strict=True))
     rows = []
     for place, layer in enumerate(values["layers"]):
         found = {
             "layer": layer,
             "max_violation": values["all_loads"]["max_violation"][place],
             "unused": values["all_loads"]["unused"][place],
-            "word": explained.get(layer),
+            "word": foretold.get(layer),
         }
         if special:
             used = [share for share in special["experts"][place] if share is not None]
@@ -92,7 +92,7 @@ def _layers(values: dict[str, Any]) -> Table:
             Column("bits", "bits domain\nand expert share", "{:.3f}".format),
             Column("halves", "of halves of\none domain", "{:.3f}".format),
             Column("experts", "specialisation\nof experts", _percent),
-            Column("word", "explained by\nthe token", _percent),
+            Column("word", "foretold by\nthe token", _percent),
             Column("pair", "closest pair\n(lift)"),
             Column("alike", "most alike\nweights", "{:.3f}".format),
         ),
@@ -172,7 +172,7 @@ def _told(experiment: str, point: dict[str, Any]) -> str:
         return f"no shared experts, {point['chosen']} routed"
     if experiment == "disabled":
         return f"the {point['experts']} preferred experts off ({point['ratio']:.1%})"
-    return f"{point['chosen']} experts per token"
+    return f"{point['chosen']} {'expert' if point['chosen'] == 1 else 'experts'} per token"
 
 
 def _losses(point: dict[str, Any]) -> dict[str, str | None]:

@@ -15,60 +15,37 @@ _TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True, slots=True)
 class Information:
-    """What knowing a token's group tells about the expert it goes to, in bits."""
+    """What knowing a token's domain tells about an expert that it goes to, in bits."""
 
     bits: float
-    """As counted, which is too much: of a sample, groups differ by chance too."""
+    """As counted, which is too much: of a sample, domains differ by chance too."""
     corrected: float
     """Less what chance is expected to add. Near 0, and a little below, is none."""
-    experts: float
-    """Entropy of the expert over all groups: the most there is to tell."""
-
-    @property
-    def explained(self) -> float:
-        """Share of what there is to tell that the group tells."""
-        return self.corrected / self.experts if self.experts > 0 else 0.0
 
 
 def information(counts: Tensor, tokens: Tensor, chosen: int = 1) -> Information:
-    """Mutual information between a token's group and one of its choices, each group alike.
+    """Mutual information between a token's domain and one of its choices, each domain alike.
 
     The correction takes tokens as independent of one another and a token's choices as different
     experts. Neighbours in a text are alike, so that it corrects too little: compare with what two
-    halves of one domain differ by.
+    halves of one domain differ by. Every domain must have many times as many tokens as there are
+    experts.
 
     Args:
-        counts: tokens of each group that chose each expert.
-        tokens: tokens of each group; every one chose ``chosen`` experts.
+        counts: tokens of each domain that chose each expert.
+        tokens: tokens of each domain; every one chose ``chosen`` experts.
         chosen: experts per token, K.
 
-    Source: Shannon (1948), mutual information; Miller (1955) and Paninski, Estimation of entropy
-    and mutual information (2003), section 4, the first-order bias, by the variance of each share.
+    Source: Shannon (1948), mutual information; Miller, Note on the bias of information estimates
+    (1955), the first-order bias, from the variance of each share.
     """
-    return weighted_information(
-        counts, tokens, torch.ones_like(tokens, dtype=torch.float64), chosen
-    )
-
-
-def weighted_information(
-    counts: Tensor, tokens: Tensor, weights: Tensor, chosen: int = 1
-) -> Information:
-    """The same with groups of different weight; see `information`."""
-    kept = tokens > 0
-    counts, tokens = counts[kept].double(), tokens[kept].double()
-    weights = weights[kept].double() / weights[kept].sum().clamp(min=_TINY)
-    shares = counts / (chosen * tokens)[:, None]
-    mean_E = (weights[:, None] * shares).sum(0)
-    experts = torch.special.entr(mean_E).sum()
-    within = (weights * torch.special.entr(shares).sum(1)).sum()
+    shares = counts.double() / (chosen * tokens)[:, None]
+    mean_E = shares.mean(0)
+    found = torch.special.entr(mean_E).sum() - torch.special.entr(shares).sum(1).mean()
     variance = shares * (1 - chosen * shares) / (chosen * tokens)[:, None]
-    of_groups = (weights[:, None] * variance / shares.clamp(min=_TINY)).sum()
-    of_mean = (weights[:, None].square() * variance / mean_E.clamp(min=_TINY)).sum()
-    found, bias = experts - within, (of_groups - of_mean) / 2
-    bits, corrected, all_bits = (
-        (value / log(2)).item() for value in (found, found - bias, experts)
-    )
-    return Information(bits, corrected, all_bits)
+    of_each = (variance / shares.clamp(min=_TINY)).sum(1).mean()
+    of_mean = (variance.sum(0) / len(shares) ** 2 / mean_E.clamp(min=_TINY)).sum()
+    return Information(float(found) / log(2), float(found - (of_each - of_mean) / 2) / log(2))
 
 
 def specialisation(shares: Tensor) -> list[float | None]:
@@ -103,3 +80,20 @@ def favourite(counts: Tensor, at_least: int = 8) -> float | None:
     tokens = counts.sum(1)
     counts, tokens = counts[tokens >= at_least], tokens[tokens >= at_least]
     return (counts.amax(1) / tokens).mean().item() if len(counts) else None
+
+
+def foretold(halves: Tensor) -> float | None:
+    """How often a token goes to the expert that the same word went to most in other text.
+
+    Each half of the text foretells the other, so that rare words do not flatter it. None where no
+    word is in both.
+
+    Args:
+        halves: of each word, the tokens whose best choice was each expert: [half, word, expert].
+    """
+    right, all_told = 0, 0
+    for known, other in (halves, halves.flip(0)):
+        met = known.sum(1) > 0
+        right += int(other[met].gather(1, known[met].argmax(1, keepdim=True)).sum())
+        all_told += int(other[met].sum())
+    return right / all_told if all_told else None

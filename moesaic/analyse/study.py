@@ -20,14 +20,17 @@ from moesaic.esft.select import Selection
 from moesaic.model.residency import layers_with_experts
 from moesaic.model.transformer import Transformer
 
+_PARTS = 8
+"""Text goes to the halves of a domain in turn, in eighths of what was asked for: neighbours are of
+the same document, and would make the halves alike."""
 OnTokens = Callable[[str, int], None]
 """Called with a domain and how many of its tokens have passed."""
 
 
 @dataclass(slots=True)
 class DomainCounts:
-    """Everything counted of one domain. Batches go to two halves in turn: by how much those differ
-    one sees what chance alone makes of two domains."""
+    """Everything counted of one domain, in two halves: how much those differ is what chance alone
+    makes of two domains."""
 
     halves: tuple[dict[int, LayerCounts], dict[int, LayerCounts]] = field(
         default_factory=lambda: ({}, {})
@@ -42,19 +45,16 @@ class DomainCounts:
     """Sums over them, in nats."""
     losses_against: list[float] = field(default_factory=list)
     """The same of the other checkpoint."""
-    passed: int = 0
-    """Batches."""
 
-    @property
-    def layers(self) -> dict[int, LayerCounts]:
+    def layer(self, index: int) -> LayerCounts:
         """The counts of both halves together."""
         one, other = self.halves
-        return {i: one[i].joined(other[i]) if i in other else one[i] for i in one}
+        return one[index].joined(other[index]) if index in other else one[index]
 
     @property
     def tokens(self) -> int:
         """Tokens counted, in the layers that see most."""
-        return max(layer.tokens for layer in self.layers.values())
+        return sum(max(layer.tokens for layer in half.values()) for half in self.halves if half)
 
     def loss(self) -> dict[str, float | None]:
         """Mean loss and its error, in nats; None where routing was recorded without."""
@@ -92,11 +92,10 @@ class Study:
         self.device = device
         self.words = TokenCounts(self.config.vocab_size, self.config.experts, device)
 
-    def add_(self, domain: str, seen: Mapping[int, Seen]) -> None:
-        """Count the tokens of a batch, or of a document of recorded routing."""
+    def add_(self, domain: str, seen: Mapping[int, Seen], part: int = 0) -> None:
+        """Count tokens; even parts are one half of a domain, odd ones the other."""
         of = self.domains.setdefault(domain, DomainCounts())
-        half, experts = of.halves[of.passed % 2], self.config.experts
-        of.passed += 1
+        half, experts = of.halves[part % 2], self.config.experts
         self._follow(seen)
         for layer, tokens in seen.items():
             if layer not in half:
@@ -104,7 +103,7 @@ class Study:
                 half[layer] = LayerCounts.zero(experts, chosen, self.device)
             half[layer].add_(tokens)
             if tokens.tokens_T is not None:
-                self.words.add_(layer, tokens)
+                self.words.add_(layer, tokens, part)
         if self.resident is not None:
             self._add_held(of, seen, self.resident)
 
@@ -112,8 +111,8 @@ class Study:
         """Token and gate scores of the experts in a domain, by which a selection is made."""
         of = self.domains[domain]
         return ExpertScores(
-            {layer: counts.sums.token for layer, counts in of.layers.items()},
-            {layer: counts.sums.gate for layer, counts in of.layers.items()},
+            {layer: of.layer(layer).sums.token for layer in natural_layers(self)},
+            {layer: of.layer(layer).sums.gate for layer in natural_layers(self)},
             self.config.num_experts_per_tok or 0,
             of.tokens,
             of.loss()["loss"] or 0.0,
@@ -200,7 +199,7 @@ def pass_tokens(
     for batch in batches:
         fed = batch.to(study.device)
         loss, seen = see_batch(subjects.model, fed)
-        study.add_(domain, seen)
+        study.add_(domain, seen, _PARTS * sum(of.sizes) // study.settings.tokens)
         of.sizes.append(batch.learned)
         of.losses.append(float(loss.next_token))
         if subjects.against is not None:
@@ -222,9 +221,9 @@ def pass_traces(study: Study, domain: str, traces: Iterable[Mapping[int, Seen]])
         DataError: if there is none.
     """
     left = study.settings.tokens
-    for seen in traces:
+    for number, seen in enumerate(traces):
         fewer = {layer: _first(tokens, left) for layer, tokens in seen.items()}
-        study.add_(domain, fewer)
+        study.add_(domain, fewer, number)
         left -= len(next(iter(fewer.values())).ids_TK)
         if left <= 0:
             return

@@ -41,7 +41,7 @@ class RoutingConfig(Settings):
     """How many of a layer's busiest experts two domains are asked to share."""
     pairs: PositiveInt = 16
     """How many pairs of each layer, those chosen together most beyond chance, are listed."""
-    token_ids: PositiveInt = 4096
+    token_ids: PositiveInt = 2048
     """How many different tokens, shared out over the domains, are followed by themselves."""
     ablation: AblationConfig | None = None
     """What is switched off; None measures with all experts only."""
