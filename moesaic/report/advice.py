@@ -8,7 +8,16 @@ from moesaic.report.estimate import Estimate
 from moesaic.report.figures import Axis, Mark, intervals, tradeoff
 from moesaic.report.read import Sources, Study
 from moesaic.report.study import Preference, Variant, difference, net, preferences, variants_of
-from moesaic.report.words import interval, listed, number, percent, plural, plus_minus, signed
+from moesaic.report.words import (
+    interval,
+    listed,
+    number,
+    percent,
+    plural,
+    plus_minus,
+    ratio,
+    signed,
+)
 from moesaic.units import count
 
 _NATS = 3
@@ -24,13 +33,9 @@ def recommendation(sources: Sources) -> Section | None:
 def study_claims(study: Study) -> list[Claim]:
     """What a study found out, for the verdict."""
     variants = variants_of(study.found)
-    task = listed(variants[0].task)
-    claims = [_learned(variants, task), _forgot(variants)]
-    chosen = _at(preferences(variants), 1.0)
-    before = Claim(
-        _finding(chosen.variant.learned), _use(chosen, variants), _sure(chosen, variants)
-    )
-    return [before, *claims]
+    found = preferences(variants)
+    advice = Claim("advice", _use(found), _sure(_at(found, 1.0), variants))
+    return [_learned(variants), _forgot(variants), advice]
 
 
 def _of_study(study: Study) -> list[Block | None]:
@@ -124,7 +129,7 @@ def _numbers(variants: list[Variant]) -> Table:
                 "gap": one.gap,
                 "learned": one.learned,
                 "forgot": one.forgot,
-                "speed": one.tokens_per_s,
+                "speed": _speeds(one),
                 "peak": one.peak_bytes,
             }
         )
@@ -137,14 +142,14 @@ def _numbers(variants: list[Variant]) -> Table:
         Column("gap", "lost by\nmerging", _shown_signed),
         Column("learned", "learned", _shown),
         Column("forgot", "forgotten", _shown_signed),
-        Column("speed", "training\ntok/s", lambda value: f"{value:,.0f}"),
+        Column("speed", "training,\nk tok/s"),
         Column("peak", "memory over\nstart, MiB", lambda value: f"{value / 2**20:,.0f}"),
     )
     note = (
         "Nats per token, mean over seeds ± half the 95 % interval (Student's t). As trained: the "
-        "router chooses among what training held; merged: among all experts. Speed: median over "
-        "seeds of the median step; memory: the most of any seed, above what the process took "
-        "before it loaded the model."
+        "router chooses among what training held; merged: among all experts. Speed: median step "
+        "of the slowest and of the fastest seed; memory: the most of any seed, above what "
+        "the process took before it loaded the model."
     )
     return Table("variants", "Every variant in numbers", columns, rows, note)
 
@@ -189,19 +194,33 @@ def _at(found: list[Preference], weight: float) -> Preference:
     return next(one for one in found if one.high is None or weight < one.high)
 
 
-def _use(chosen: Preference, variants: list[Variant]) -> str:
+def _use(found: list[Preference]) -> str:
+    """Which variant to take, for a reader who asks for one, and for one who fears to forget."""
+    chosen, most, careful = _at(found, 1.0), found[0], found[-1]
     one = chosen.variant
-    likely = number(exp(one.learned.value), 1)
-    kept = percent(1 - exp(-one.forgot.value), 0)
-    same = f" ({listed([other.name for other in chosen.equals])} cannot be told from it)"
-    others = "to forget less" if _at(preferences(variants), 5.0).variant.name != one.name else ""
-    least = _at(preferences(variants), 1e9).variant.name
-    return (
-        f"Use {one.name}{same if chosen.equals else ''} if the task and what the model knew before "
-        f"count the same: on {listed(one.task)} the right token becomes {likely} times as "
-        f"probable, on the other domains {kept} less."
-        + (f" Use {least} {others}." if others else "")
+    same = listed([other.name for other in chosen.equals], "or")
+    alike = f" (or {same}: no difference is seen)" if same else ""
+    text = (
+        f"Use {one.name}{alike} if the task and what the model knew before count the same: the "
+        f"right token becomes {ratio(-one.learned.value)} as probable on {listed(one.task)} and "
+        f"{_less(one)} elsewhere."
     )
+    if careful.variant.name != one.name:
+        learned = ratio(-careful.variant.learned.value)
+        text += (
+            f" Use {careful.variant.name} to forget least: {learned} and {_less(careful.variant)}."
+        )
+    if most.variant.name != one.name:
+        learned = ratio(-most.variant.learned.value)
+        text += f" Use {most.variant.name} only if forgetting does not matter: {learned} and "
+        text += f"{_less(most.variant)}."
+    return text
+
+
+def _less(variant: Variant) -> str:
+    """What forgetting does to the probability of the right token."""
+    lost = 1 - exp(-variant.forgot.value)
+    return f"{percent(lost, 0)} less" if lost > 0 else f"{percent(-lost, 0)} more"
 
 
 def _sure(chosen: Preference, variants: list[Variant]) -> str:
@@ -213,15 +232,20 @@ def _sure(chosen: Preference, variants: list[Variant]) -> str:
     nets = {one.name: net(one, 1.0) for one in variants}
     second = max(others, key=lambda one: sum(nets[one.name]) / len(nets[one.name]))
     lead = difference(nets[chosen.variant.name], nets[second.name])
-    sure = {True: "which may be chance", False: "more than chance", None: "from one seed only"}
+    sure = {
+        True: "cannot tell the two apart where both count exactly the same",
+        False: "more than chance",
+        None: "but from one seed only, so it may be chance",
+    }
     return (
-        f"Learned less forgotten, it leads {second.name} by {signed(lead.value, _NATS)} nats "
-        f"({interval(lead, _NATS)}): {sure[lead.is_zero]}."
+        f"Learned less forgotten, {chosen.variant.name} leads {second.name} by "
+        f"{signed(lead.value, _NATS)} nats ({interval(lead, _NATS)}): {sure[lead.is_zero]}."
     )
 
 
-def _learned(variants: list[Variant], task: str) -> Claim:
-    findings = {one.name: _finding(one.learned) for one in variants}
+def _learned(variants: list[Variant]) -> Claim:
+    task = listed(variants[0].task)
+    findings = {one.name: one.learned.finding(higher_is_better=True) for one in variants}
     better = [one for one in variants if findings[one.name] == "better"]
     unsure = [name for name, finding in findings.items() if finding in ("unclear", "unknown")]
     least, most = _ends([one.learned for one in variants])
@@ -258,10 +282,6 @@ def _ends(found: list[Estimate]) -> tuple[str, str]:
     return number(values[0], _NATS), number(values[-1], _NATS)
 
 
-def _finding(learned: Estimate):
-    return learned.finding(higher_is_better=True)
-
-
 def _limits(study: Study, variants: list[Variant]) -> str:
     hardware = study.found.hardware
     seeds = max(len(one.runs) for one in variants)
@@ -275,6 +295,13 @@ def _limits(study: Study, variants: list[Variant]) -> str:
         f"{study.found.threads} threads; speeds of one machine, "
         f"{count(study.found.base.rows * study.found.base.seq_len)} tokens a step."
     )
+
+
+def _speeds(variant: Variant) -> str:
+    """Thousands of tokens per second of the slowest seed and of the fastest."""
+    speeds = sorted(run.tokens_per_s / 1000 for run in variant.runs)
+    ends = dict.fromkeys((number(speeds[0], 1), number(speeds[-1], 1)))
+    return " to ".join(ends)
 
 
 def _shown(found: Estimate) -> str:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from moesaic.planner.table import Table
 
-Finding = Literal["better", "worse", "unclear", "unknown"]
-"""Whether something helped: yes, no, it cannot be told, or nothing was measured against."""
+Finding = Literal["better", "worse", "unclear", "unknown", "mixed", "advice"]
+"""Whether something helped: yes, no, it cannot be told, one measurement says nothing of chance,
+this yes and that no; or what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Claim:
     """The sentence to read."""
     detail: str = ""
     """By what it is known."""
+    about: str = ""
+    """What it is about, in a word or two, where it can be counted with others."""
 
 
 @dataclass(frozen=True, slots=True)

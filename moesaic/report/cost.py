@@ -8,6 +8,7 @@ from moesaic.report.figures import Axis, bars
 from moesaic.report.read import Run, Sources
 from moesaic.report.runs import Pace, pace
 from moesaic.report.sizes import model_of
+from moesaic.report.words import listed
 from moesaic.units import count, duration, flop
 
 
@@ -28,13 +29,12 @@ def throughput(sources: Sources) -> Section | None:
         Column(
             "rate", "operations\nper second", lambda value: flop(value).replace("FLOP", "FLOP/s")
         ),
-        Column("device", "on", left=True),
     )
     note = (
         "Wall-clock is from the first line of the record to the last, without pauses: loading, "
         "scoring, evaluating and saving included. Hours times the machine’s price is the cost. "
         "Operations are the matrix products the steps needed (moesaic plan), not those of "
-        "recomputing or evaluating."
+        f"recomputing or evaluating. {_devices(sources)}"
     )
     return section(
         "cost", "Throughput and cost", [Grid(Table("cost", "", columns, tuple(rows), note))]
@@ -64,8 +64,6 @@ def wall_clock(sources: Sources) -> Section | None:
 
 def _row(run: Run, found: Pace) -> Row:
     work = _work(run, found.tokens)
-    hardware = run.record.start["hardware"]
-    cpu = f"{hardware.get('cpu')}, {hardware.get('cores')} cores"
     return Row(
         {
             "run": run.name,
@@ -77,9 +75,20 @@ def _row(run: Run, found: Pace) -> Row:
             "hours": found.wall_s / 3600,
             "work": work,
             "rate": work and work / found.tokens * found.tokens_per_s,
-            "device": hardware.get("gpu") or cpu,
         }
     )
+
+
+def _devices(sources: Sources) -> str:
+    """What the runs ran on."""
+    found: dict[str, list[str]] = {}
+    for run in sources.runs:
+        hardware = run.record.start["hardware"]
+        cpu = f"{hardware.get('cpu')}, {hardware.get('cores')} cores"
+        found.setdefault(str(hardware.get("gpu") or cpu), []).append(run.name)
+    if len(found) == 1:
+        return f"All on {next(iter(found))}."
+    return " ".join(f"{listed(names)} on {device}." for device, names in found.items())
 
 
 def _work(run: Run, tokens: int) -> float | None:

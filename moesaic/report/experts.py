@@ -68,7 +68,7 @@ def _curve(name: str, place: str, coverage: Coverage) -> Figure | None:
     kept = sorted({of_layer.held for of_layer in coverage.layers.values()})
     held = f"{kept[0]}" if len(kept) == 1 else f"{kept[0]} to {kept[-1]}"
     series = [
-        Series(label, at, [100 * getattr(one, key) for one in coverage.curve], colour, label=label)
+        Series(label, at, [100 * getattr(one, key) for one in coverage.curve], colour)
         for colour, (label, key) in enumerate(
             (
                 ("gate values", "gate"),

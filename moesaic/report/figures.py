@@ -41,6 +41,8 @@ class Series:
     look: Literal["line", "faint", "points", "dashed"] = "line"
     label: str | None = None
     """Written at its end; None writes nothing."""
+    error: Sequence[float | None] | None = None
+    """Half of the 95 % interval of every point, drawn as whiskers."""
 
     def to_json(self) -> dict[str, Any]:
         """What is drawn."""
@@ -51,6 +53,7 @@ class Series:
             "colour": self.colour % COLOURS,
             "look": self.look,
             "label": self.label,
+            "error": self.error and [short(half) for half in self.error],
         }
 
 

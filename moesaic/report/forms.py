@@ -144,6 +144,7 @@ class Against(Form):
     high: float | None = None
     p: float | None = None
     test: str | None = None
+    verdict: str | None = None
 
 
 class TaskResult(Form):
@@ -162,6 +163,8 @@ class Evaluated(Form):
     model: dict[str, Any]
     settings: dict[str, Any]
     tasks: dict[str, TaskResult]
+    base: dict[str, Any] | None = None
+    """What it was held against: folder and digest."""
     versions: dict[str, Any] = {}
     hardware: dict[str, Any] = {}
     seconds: float | None = None
@@ -238,9 +241,3 @@ class VariantStudy(Form):
             for name, case in self.cases.items()
             if name != "base"
         }
-
-
-class Routed(Form):
-    """``routing.json``."""
-
-    kind: Literal["routing"]

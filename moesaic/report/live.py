@@ -48,7 +48,6 @@ class Watched:
 class _Handler(BaseHTTPRequestHandler):
     """Answers for the page and its content, and for nothing else."""
 
-    server: "Server"
     server_version = "moesaic"
     sys_version = ""
 
@@ -57,14 +56,19 @@ class _Handler(BaseHTTPRequestHandler):
         if self._named() not in _NAMES:
             self._answer(HTTPStatus.FORBIDDEN, "text/plain", "ask for http://127.0.0.1")
         elif self.path == "/":
-            self._made(self.server.html, "text/html")
+            self._made(self._server.html, "text/html")
         elif self.path == "/content.json":
-            self._made(self.server.content, "application/json")
+            self._made(self._server.content, "application/json")
         else:
             self._answer(HTTPStatus.NOT_FOUND, "text/plain", "there is / and /content.json")
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: who opened the page knows it."""
+
+    @property
+    def _server(self) -> "Server":
+        assert isinstance(self.server, Server)
+        return self.server
 
     def _named(self) -> str:
         return (self.headers.get("Host") or "").rpartition(":")[0]

@@ -7,10 +7,13 @@ from moesaic.report.blocks import Block, Section, section
 from moesaic.report.estimate import Estimate
 from moesaic.report.figures import Axis, Figure, Mark, Series, intervals, lines
 from moesaic.report.read import Evaluation, Merge, Run, Sources
+from moesaic.report.routing import changes
 from moesaic.report.runs import held_out, is_restricted, steps_of, task_domains
-from moesaic.report.verdict import compared, share
+from moesaic.report.verdict import compared, share, titled
 from moesaic.runlog import Line
 
+_SMOOTH = 5
+"""Steps, at least, that a smooth curve is the mean of."""
 _POINTS = 6_000
 """Of all training curves of a page together."""
 _MOST, _FEWEST = 500, 40
@@ -25,8 +28,14 @@ def loss(sources: Sources) -> Section | None:
     if len(runs) > 1:
         blocks.append(_all_runs(runs, few))
     blocks += [_of_run(run, place, few, sources) for place, run in enumerate(runs)]
-    blocks += [_balance(run, place, few) for place, run in enumerate(runs)]
     return section("loss", "Loss", blocks)
+
+
+def balance(sources: Sources) -> Section | None:
+    """How evenly every run used its experts."""
+    runs = [run for run in sources.runs if steps_of(run)]
+    few = max(_FEWEST, min(_MOST, _POINTS // max(1, len(runs))))
+    return section("balance", "Balance", [_balance(run, at, few) for at, run in enumerate(runs)])
 
 
 def retention(sources: Sources) -> Section | None:
@@ -41,11 +50,13 @@ def retention(sources: Sources) -> Section | None:
         Axis("points (hundredths)"),
         reference=0.0,
     )
-    rises = [mark for one in sources.merges for mark in _loss_changes(one)]
+    rises = [mark for one in sources.routings for mark in changes(one)]
+    rises += [mark for one in sources.merges for mark in _loss_changes(one)]
     texts = intervals(
         "retention-loss",
-        "Change of the loss by merging",
-        "Left of 0 is better. One measurement before and one after, so there is no interval.",
+        "Change of the held-out loss, by domain",
+        "Left of 0 is better. Whiskers are 95 % intervals of the difference over the same tokens; "
+        "a point without one was measured once before and once after.",
         rises,
         Axis("rise of the loss, nats per token"),
         reference=0.0,
@@ -143,7 +154,7 @@ def _balance(run: Run, place: int, few: int) -> Figure | None:
     ]
     return lines(
         f"balance-{place + 1}",
-        f"Balance of {run.name}: how much more the busiest expert has than the mean (MaxVio)",
+        f"{run.name}: how much more the busiest expert has than the mean (MaxVio)",
         "0 is even; 1 means twice as many tokens as the mean, among the experts within reach.",
         series,
         Axis("tokens", "~s"),
@@ -158,7 +169,7 @@ def _training(run: Run, few: int) -> tuple[Curve, Curve]:
     """The loss of each step, and its running mean."""
     steps = steps_of(run)
     at, values = [line["tokens"] for line in steps], [line["next_token"] for line in steps]
-    mean = smoothed(values, max(1, len(values) // 25))
+    mean = smoothed(values, max(_SMOOTH, len(values) // 25))
     return thinned(at, values, few), thinned(at, mean, few)
 
 
@@ -174,7 +185,9 @@ def _score_changes(evaluation: Evaluation) -> list[Mark]:
         if task.against and metric in task.against and share(score):
             found = compared(task.against[metric])
             low, high = (None if end is None else 100 * end for end in (found.low, found.high))
-            marks.append(Mark(name, Estimate(100 * found.value, low, high), evaluation.name))
+            marks.append(
+                Mark(titled(name, task), Estimate(100 * found.value, low, high), evaluation.name)
+            )
     return marks
 
 

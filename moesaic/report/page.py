@@ -18,7 +18,7 @@ from moesaic.report.advice import recommendation
 from moesaic.report.blocks import Block, Claim, Section
 from moesaic.report.cost import throughput, wall_clock
 from moesaic.report.experts import experts
-from moesaic.report.losses import loss, retention
+from moesaic.report.losses import balance, loss, retention
 from moesaic.report.merging import merging
 from moesaic.report.read import Sources
 from moesaic.report.recipe import not_shown, recipe
@@ -43,6 +43,7 @@ _ORDER = (
     scores,
     retention,
     wall_clock,
+    balance,
     experts,
     routing,
     merging,

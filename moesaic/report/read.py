@@ -30,12 +30,12 @@ from moesaic.report.forms import (
     Evaluated,
     Form,
     Merged,
-    Routed,
     Sample,
     Scores,
     Sliced,
     VariantStudy,
 )
+from moesaic.report.routed import Routed
 from moesaic.runlog import RunRecord, read_run
 
 _DEPTH = 5
@@ -190,9 +190,10 @@ def _names(files: Sequence[Path]) -> dict[Path, str]:
     """A short name of each: where it lies below what they have in common."""
     whole = [file.parent if file.name in _NAMED else file for file in files]
     common = Path(commonpath([path.resolve().parent for path in whole])) if whole else Path()
+    below = (path.resolve().relative_to(common) for path in whole)
     return {
-        file: path.resolve().relative_to(common).as_posix()
-        for file, path in zip(files, whole, strict=True)
+        file: at.as_posix() if at.parts else common.name
+        for file, at in zip(files, below, strict=True)
     }
 
 
@@ -234,7 +235,9 @@ def _read_scored(file: Path, name: str, into: Sources) -> None:
 def _read_evaluation(file: Path, name: str, into: Sources) -> None:
     results = _form(file, Evaluated)
     folder = file.parent / "samples"
-    samples = {task: _samples(folder / f"{task}.jsonl", into) for task in results.tasks}
+    samples = {
+        task: _samples(folder / f"{task.replace('/', '-')}.jsonl", into) for task in results.tasks
+    }
     into.evaluations.append(Evaluation(name, file.parent, results, samples))
 
 

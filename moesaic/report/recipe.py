@@ -11,6 +11,7 @@ from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Block, Code, Grid, Prose, Section, section
 from moesaic.report.read import Run, Sources
 from moesaic.report.words import listed
+from moesaic.units import gb
 
 _SETTINGS_SHOWN = 4_000
 """Characters of settings of an evaluation or a merge that are worth a block of their own."""
@@ -86,10 +87,15 @@ def _machines(sources: Sources) -> Grid | None:
             for one in sources.runs
         ),
         *((one.name, one.results.versions, one.results.hardware) for one in sources.evaluations),
+        *((one.name, one.found.versions, one.found.hardware) for one in sources.routings),
         *((one.name, one.found.versions, one.found.hardware) for one in sources.studies),
     ]
     for name, versions, hardware in described:
-        values = {str(key): str(value) for key, value in {**hardware, **versions}.items()}
+        values = {
+            str(key): gb(value) if key == "memory_bytes" else str(value)
+            for key, value in {**hardware, **versions}.items()
+            if value is not None
+        }
         columns.setdefault(dumps(values), []).append(name)
     if not columns:
         return None
@@ -104,7 +110,7 @@ def _machine_table(columns: Mapping[str, list[str]]) -> Table:
     rows = [
         Row(
             {
-                "what": key.replace("_", " "),
+                "what": key.replace("_bytes", ""),
                 **{str(at): one.get(key) for at, one in enumerate(found)},
             }
         )

@@ -52,7 +52,7 @@ def _reading(sample: Sample, is_right: bool | None) -> Reading:
     return Reading(
         title=f"item {sample.item}{group}",
         is_right=is_right,
-        asked=shortened(_asked(sample), _ASKED),
+        asked=_asked(sample),
         answered=shortened(sample.judgement.answer, _ANSWERED),
         target=shortened(sample.judgement.target, _ANSWERED),
     )
@@ -64,4 +64,11 @@ def _asked(sample: Sample) -> str:
         return ""
     first = sample.requests[0]
     named = (first.get(key) for key in ("prompt", "context", "text"))
-    return next((str(text) for text in named if text), "")
+    asked = next((str(text) for text in named if text), "")
+    choices = [str(one["continuation"]) for one in sample.requests if "continuation" in one]
+    return "\n".join([_shortened(asked), *(f"  · {choice.strip()}" for choice in choices)])
+
+
+def _shortened(asked: str) -> str:
+    """The end of a prompt, where the question stands."""
+    return asked if len(asked) <= _ASKED else f"[…] {asked[-_ASKED:]}"

@@ -8,13 +8,16 @@ from moesaic.report.estimate import Estimate
 from moesaic.report.figures import Axis, Figure, Mark, intervals
 from moesaic.report.forms import Against, Score, TaskResult
 from moesaic.report.read import Evaluation, Sources
-from moesaic.report.verdict import compared, share
+from moesaic.report.verdict import compared, share, titled
 from moesaic.report.words import number, percent, points, signed
 
 
 def scores(sources: Sources) -> Section | None:
     """All scores with their intervals."""
-    evaluations = sources.evaluations
+    bases = {str((one.results.base or {}).get("digest")) for one in sources.evaluations}
+    evaluations = [
+        one for one in sources.evaluations if one.results.model.get("digest") not in bases
+    ]
     blocks: list[Block | None] = [_chart(evaluations)]
     blocks += [Grid(_table(one, len(evaluations) > 1)) for one in evaluations]
     return section("scores", "Task scores", blocks)
@@ -29,8 +32,10 @@ def _chart(evaluations: Sequence[Evaluation]) -> Figure | None:
             if not share(score):
                 continue
             if task.against and metric in task.against:
-                marks.append(Mark(name, Estimate(100 * task.against[metric].base), "base", 0))
-            marks.append(Mark(name, _scaled(score), one.name, place + 1))
+                marks.append(
+                    Mark(titled(name, task), Estimate(100 * task.against[metric].base), "base", 0)
+                )
+            marks.append(Mark(titled(name, task), _scaled(score), one.name, place + 1))
     shown: dict[tuple[str, str, float], Mark] = {}
     for mark in marks:
         shown.setdefault((mark.row, mark.group, mark.found.value), mark)
@@ -83,7 +88,7 @@ def _row(name: str, task: TaskResult, metric: str, score: Score) -> Row:
     against = (task.against or {}).get(metric)
     return Row(
         {
-            "task": name,
+            "task": titled(name, task),
             "metric": metric,
             "n": task.n,
             "value": _shown(score.value, is_share),

@@ -20,7 +20,7 @@ from moesaic.report.forms import Selected
 from moesaic.report.read import Run, Sources
 from moesaic.report.runs import pace
 from moesaic.report.words import listed, percent
-from moesaic.units import count, gb
+from moesaic.units import gb
 
 _ROUTED_HOLDS = ("cpu", "disk")
 
@@ -181,7 +181,7 @@ def _few(names: list[str]) -> list[str]:
 
 
 def _count(value: int) -> str | None:
-    return f"{count(value)}" if value else None
+    return f"{value:,}" if value else None
 
 
 def memory(sources: Sources) -> Section | None:
@@ -203,7 +203,8 @@ def memory(sources: Sources) -> Section | None:
     about = Prose(
         f"Measured on a CPU ({listed(notes)}) is the peak of the whole process: Python, PyTorch "
         "(some 0.3 GB before any model), the data, and whatever the process did before, such as "
-        "scoring experts. Planned are weights, gradients, the optimiser’s moments and activations."
+        "scoring experts; and memory that was freed is kept. Planned are weights, "
+        "gradients, the optimiser’s moments and activations."
     )
     figure = bars(
         "memory",

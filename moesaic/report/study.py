@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import NamedTuple
 
 from moesaic.report.estimate import Estimate, estimate
@@ -67,11 +67,6 @@ class Variant:
     def rise(self, domain: str) -> Estimate:
         """By how much the loss of one domain rose, merged."""
         return estimate([run.merged[domain] - self.before[domain] for run in self.runs])
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Median over seeds."""
-        return median(run.tokens_per_s for run in self.runs)
 
     @property
     def peak_bytes(self) -> int:

@@ -1,30 +1,70 @@
 """The first thing on the page: did it help, by how much, how sure."""
 
-from collections.abc import Sequence
-from math import exp
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from moesaic.report.advice import study_claims
 from moesaic.report.blocks import Claim, Finding, Prose, Section, section
 from moesaic.report.estimate import Estimate, estimate
 from moesaic.report.forms import Against, Retained, Score, TaskResult
 from moesaic.report.read import Evaluation, Merge, Run, Sources
+from moesaic.report.routing import routing_claims
 from moesaic.report.runs import base_of, held_out, is_over, is_restricted, seed_free, task_domains
-from moesaic.report.words import interval, listed, number, percent, plural, points, signed
+from moesaic.report.words import interval, listed, number, percent, plural, points, ratio, signed
 
-_SEVERAL = 6
-"""Runs up to which each has a sentence of its own."""
+_SEVERAL = 8
+"""Sentences about runs."""
+
+
+class Move(NamedTuple):
+    """Held-out loss of one domain."""
+
+    since: str
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """After less before."""
+        return self.after - self.before
 
 
 def verdict(sources: Sources) -> Section | None:
     """The sentences that answer the question the page is read for."""
+    bases = {str((one.results.base or {}).get("digest")) for one in sources.evaluations}
+    compared_with = [claim for one in sources.routings for claim in routing_claims(one)]
+    for one in sources.evaluations:
+        if one.results.model.get("digest") not in bases:
+            compared_with += _of_evaluation(one)
     claims = [claim for study in sources.studies for claim in study_claims(study)]
-    claims += [claim for one in sources.evaluations for claim in _of_evaluation(one)]
+    claims += _summary(compared_with) + compared_with
     claims += [claim for one in sources.merges for claim in _of_merge(one)]
     claims += _of_runs(sources.runs)
     if not claims:
         return None
     return section("verdict", "Verdict", [*claims, _how_to_read(claims)])
+
+
+def _summary(claims: Sequence[Claim]) -> list[Claim]:
+    """All comparisons in one sentence, where there are several."""
+    kinds: dict[Finding, str] = {
+        "better": "Better: {}.",
+        "worse": "Worse: {}.",
+        "unclear": "Cannot tell: {}.",
+    }
+    found: dict[Finding, list[str]] = {
+        kind: [one.about for one in claims if one.finding == kind] for kind in kinds
+    }
+    if sum(map(len, found.values())) < 2:
+        return []
+    told = [kinds[kind].format(listed(names)) for kind, names in found.items() if names]
+    whole: Finding = "mixed" if found["better"] and found["worse"] else _first(found)
+    return [Claim(whole, " ".join(told))]
+
+
+def _first(found: Mapping[Finding, Sequence[str]]) -> Finding:
+    return next(kind for kind, names in found.items() if names)
 
 
 def _how_to_read(claims: Sequence[Claim]) -> Prose:
@@ -47,6 +87,12 @@ def share(score: Score) -> bool:
     return score.higher_is_better and all(0 <= end <= 1 for end in ends)
 
 
+def titled(name: str, task: TaskResult) -> str:
+    """A task's name, with the text where that is all that it is about."""
+    data = task.description.get("data")
+    return f"{name} of {data}" if isinstance(data, str) else name
+
+
 def compared(against: Against) -> Estimate:
     """The difference to the base."""
     return Estimate(against.difference, against.low, against.high)
@@ -54,15 +100,15 @@ def compared(against: Against) -> Estimate:
 
 def _of_evaluation(evaluation: Evaluation) -> list[Claim]:
     """A sentence for each task that was held against a base, the surest first."""
-    order: dict[Finding, int] = {"better": 0, "worse": 1, "unclear": 2, "unknown": 3}
+    order: list[Finding] = ["better", "worse", "unclear", "unknown"]
     claims = [
-        _of_task(name, task, next(iter(task.metrics)))
+        _of_task(titled(name, task), task, next(iter(task.metrics)))
         for name, task in evaluation.results.tasks.items()
         if task.against and next(iter(task.metrics)) in task.against
     ]
     if claims:
-        return sorted(claims, key=lambda claim: order[claim.finding])
-    quoted = [_quoted(name, task) for name, task in evaluation.results.tasks.items()]
+        return sorted(claims, key=lambda claim: order.index(claim.finding))
+    quoted = [_quoted(titled(name, task), task) for name, task in evaluation.results.tasks.items()]
     return [
         Claim(
             "unknown",
@@ -87,7 +133,9 @@ def _of_task(name: str, task: TaskResult, metric: str) -> Claim:
     change = points(found.value) if is_share else signed(found.value)
     bounds = interval(found, 1, 100) if is_share else interval(found)
     finding = found.finding(score.higher_is_better)
-    said = {
+    if against.verdict == "cannot tell apart":  # by its test, which may be stricter
+        finding = "unclear"
+    said: dict[Finding, str] = {
         "better": f"{name} got better: {base} before, {value} after, {change}.",
         "worse": f"{name} got worse: {base} before, {value} after, {change}.",
         "unclear": f"Cannot tell whether {name} changed: {base} before, {value} after, {change}.",
@@ -96,7 +144,7 @@ def _of_task(name: str, task: TaskResult, metric: str) -> Claim:
     p = "" if against.p is None else f", p = {against.p:.2g}"
     test = f" ({against.test})" if against.test else ""
     detail = f"{metric}, the same {task.n:,} items before and after; {bounds}{p}{test}."
-    return Claim(finding, said[finding], detail)
+    return Claim(finding, said[finding], detail, name)
 
 
 def _of_merge(merge: Merge) -> list[Claim]:
@@ -108,8 +156,7 @@ def _of_retained(data: str, one: Retained) -> Claim:
     return Claim(
         "unknown",
         f"Merging changed the loss on {data} from {number(one.before)} to {number(one.after)} "
-        f"nats per token, {signed(rise)}: the right token is {number(exp(-rise), 2)} times as "
-        "probable as before.",
+        f"nats per token, {signed(rise)}: the right token is {ratio(rise)} as probable.",
         f"Measured by the merge itself on {one.tokens:,} tokens.",
     )
 
@@ -130,39 +177,37 @@ def _of_runs(runs: Sequence[Run]) -> list[Claim]:
 
 def _of_group(group: Sequence[Run], runs: Sequence[Run]) -> list[Claim]:
     """A sentence on the task of a run, and one on what it was not trained on."""
-    task = set(task_domains(group[0]))
+    task = task_domains(group[0])
     rest = [domain for domain in held_out(group[0]) if domain not in task]
-    return [
-        claim
-        for domains in ([one for one in held_out(group[0]) if one in task], rest)
-        for claim in [_of_domains(group, domains, runs)]
-        if claim is not None
-    ]
+    claims = (
+        _of_domains(group, "on what it learned", task, runs),
+        _of_domains(group, "on what it did not learn", rest, runs),
+    )
+    return [claim for claim in claims if claim is not None]
 
 
-def _of_domains(group: Sequence[Run], domains: Sequence[str], runs: Sequence[Run]) -> Claim | None:
+def _of_domains(
+    group: Sequence[Run], what: str, domains: Sequence[str], runs: Sequence[Run]
+) -> Claim | None:
     """From before to after, over domains and repetitions."""
     moves = [_moves(run, domains, runs) for run in group]
     shared = [domain for domain in domains if all(domain in move for move in moves)]
     if not shared:
         return None
     text = "; ".join(_move(domain, [move[domain] for move in moves]) for domain in shared)
-    changes = [
-        sum(move[domain][2] - move[domain][1] for domain in shared) / len(shared) for move in moves
-    ]
+    changes = [fmean(move[domain].change for domain in shared) for move in moves]
     found, first = estimate(changes), group[0]
-    since = moves[0][shared[0]][0]
-    state = "" if is_over(first) else f" (after {_done(first)} of {first.config['steps']} steps)"
-    held = ", among the experts that training held: merged it will differ"
-    detail = f"Held-out loss in nats per token, {since} to the last evaluation" + (
-        f"{held}." if is_restricted(first) else "."
+    state = "" if is_over(first) else f" (step {_done(first)} of {first.config['steps']})"
+    held = (
+        ", among the experts that training held; merged it differs" if is_restricted(first) else ""
     )
+    detail = f"Nats per token, {moves[0][shared[0]].since} to its last evaluation{held}."
     if len(group) > 1:
-        detail += (
-            f" Mean of {plural(len(group), 'seed')}: {signed(found.value)}; {interval(found)}."
-        )
+        mean = f"mean over {'domains and ' if len(shared) > 1 else ''}{plural(len(group), 'seed')}"
+        detail += f" Change, {mean}: {signed(found.value)}; {interval(found)}."
     names = listed([run.name for run in group])
-    return Claim(found.finding(higher_is_better=False), f"{names}{state}: {text}.", detail)
+    finding = found.finding(higher_is_better=False)
+    return Claim(finding, f"{names}{state}, held-out loss {what}: {text}.", detail)
 
 
 def _done(run: Run) -> int:
@@ -170,26 +215,23 @@ def _done(run: Run) -> int:
     return steps[-1]["step"] if steps else 0
 
 
-def _move(domain: str, moves: Sequence[tuple[str, float, float]]) -> str:
-    before, after = fmean(move[1] for move in moves), fmean(move[2] for move in moves)
+def _move(domain: str, moves: Sequence[Move]) -> str:
+    before, after = fmean(move.before for move in moves), fmean(move.after for move in moves)
     return f"{domain} {number(before)} to {number(after)} ({signed(after - before)})"
 
 
-def _moves(
-    run: Run, domains: Sequence[str], runs: Sequence[Run]
-) -> dict[str, tuple[str, float, float]]:
-    """Domain → since when, loss before, loss after; the loss before is the base's if it is here."""
+def _moves(run: Run, domains: Sequence[str], runs: Sequence[Run]) -> dict[str, Move]:
+    """What became of the loss on each domain; the loss before is the base's if that is here."""
     found, base = held_out(run), base_of(run, runs)
     of_base = {} if base is None else held_out(base)
-    rows = [(one.config.get("evaluation") or {}).get("rows") for one in (run, base or run)]
-    moves: dict[str, tuple[str, float, float]] = {}
+    here, there = ((one.config.get("evaluation") or {}).get("rows") for one in (run, base or run))
+    rows = "" if here == there else f" ({there} rows there, {here} here)"
+    moves: dict[str, Move] = {}
     for domain in domains:
-        at, last = found[domain][-1]
-        if domain in of_base and rows[0] == rows[1]:
-            moves[domain] = "from the end of the base's run", of_base[domain][-1][1], last
-        elif domain in of_base:
-            since = f"from the end of the base's run ({rows[1]} rows there, {rows[0]} here)"
-            moves[domain] = since, of_base[domain][-1][1], last
-        elif found[domain][0][0] < at:
-            moves[domain] = f"from step {found[domain][0][0]}", found[domain][0][1], last
+        begin, last = found[domain][0], found[domain][-1]
+        if domain in of_base:
+            since = f"from the end of the base’s run{rows}"
+            moves[domain] = Move(since, of_base[domain][-1][1], last[1])
+        elif begin[0] < last[0]:
+            moves[domain] = Move(f"from step {begin[0]}", begin[1], last[1])
     return moves

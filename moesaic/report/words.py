@@ -1,6 +1,7 @@
 """Numbers as text: fixed decimals, real minus signs, intervals."""
 
 from collections.abc import Sequence
+from math import exp
 
 from moesaic.report.estimate import Estimate
 
@@ -41,6 +42,11 @@ def interval(found: Estimate, digits: int = NATS, scale: float = 1.0) -> str:
         return "no interval is known"
     low, high = (signed(scale * end, digits) for end in (found.low, found.high))
     return f"95 % interval {low} to {high}"
+
+
+def ratio(rise: float) -> str:
+    """What a rise of the loss does to the probability of the right token: ``1.80 times``."""
+    return f"{number(exp(-rise), 2)} times"
 
 
 def listed(names: Sequence[str], joint: str = "and") -> str:

@@ -80,7 +80,7 @@ const Charts = (() => {
 
   function lines({ data, options }, width) {
     const points = data.series.flatMap((one) =>
-      one.x.map((x, i) => ({ x, y: one.y[i], name: one.name, colour: one.colour })).filter((point) => point.y !== null));
+      one.x.map((x, i) => ({ x, y: one.y[i], error: one.error?.[i] ?? null, name: one.name, colour: one.colour })).filter((point) => point.y !== null));
     const labelled = data.series.filter((one) => one.label && one.x.length);
     const room = longest(labelled.map((one) => one.label));
     const isDirect = room < Math.min(190, width * 0.3);
@@ -94,6 +94,8 @@ const Charts = (() => {
       const stroke = colour(one.colour);
       if (one.look === "points") {
         if (own.length > 1) marks.push(Plot.lineY(own, { x: "x", y: "y", stroke, strokeWidth: 1, strokeDasharray: "2 3" }));
+        const sure = own.filter((point) => point.error !== null);
+        if (sure.length) marks.push(Plot.link(sure, { x1: "x", x2: "x", y1: (point) => point.y - point.error, y2: (point) => point.y + point.error, stroke, strokeWidth: 1.5 }));
         marks.push(Plot.dot(own, { x: "x", y: "y", stroke, fill: "var(--paper)", r: 3.5, strokeWidth: 1.8 }));
       } else {
         const faint = one.look === "faint";
@@ -101,14 +103,14 @@ const Charts = (() => {
       }
     }
     if (isDirect) marks.push(endLabels(ends));
-    marks.push(Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: (point) => `${point.name}\n${options.x.label.split(",")[0]} ${shown(point.x)}: ${shown(point.y)}` })));
+    marks.push(Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: (point) => `${point.name}\n${options.x.label.split(",")[0]} ${shown(point.x)}: ${shown(point.y)}${point.error === null ? "" : ` ± ${shown(point.error)}`}` })));
     const svg = draw({
       width,
       height: Math.min(340, Math.max(240, width * 0.55)),
       marginLeft: 52,
       marginRight: isDirect ? room + 14 : 16,
-      marginBottom: 38,
-      x: { ...axis(options.x), nice: false, ticks: Math.max(3, Math.floor(width / 110)) },
+      marginBottom: 40,
+      x: { ...axis(options.x), labelAnchor: "center", labelArrow: "none", nice: false, ticks: Math.max(3, Math.floor(width / 110)) },
       y: { ...axis(options.y), ticks: 6 },
     }, marks);
     const items = data.series.filter((one) => one.look !== "faint");
@@ -146,11 +148,12 @@ const Charts = (() => {
     drawn.push(Plot.tip(marks, Plot.pointer({ x: "value", y: "row", title: text })));
     const svg = draw({
       width,
-      height: rows.length * band + 58,
+      height: rows.length * band + 46,
+      marginTop: 4,
       marginLeft: left,
       marginRight: 20,
       marginBottom: 38,
-      x: { ...axis(options.x), labelAnchor: "center", ticks: Math.max(3, Math.floor((width - left) / 90)) },
+      x: { ...axis(options.x), labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.floor((width - left) / 90)) },
       y: { type: "band", domain: rows, label: null, tickSize: 0, padding: 0 },
     }, [Plot.axisY({ label: null, tickSize: 0, lineWidth: (left - 12) / 7.2, textOverflow: "ellipsis-end" }), ...drawn]);
     const legend = groups.length > 1 || groups[0] ? legendOf(groups.map((group, place) => ({ name: group, colour: colours.get(group), symbol: place % SYMBOLS.length }))) : null;
@@ -166,11 +169,12 @@ const Charts = (() => {
     const fill = (mark) => colour(mark.colour);
     const svg = draw({
       width,
-      height: rows.length * (groups.length * 18 + 12) + 58,
+      height: rows.length * (groups.length * 18 + 12) + 46,
+      marginTop: 4,
       marginLeft: left,
       marginRight: right,
       marginBottom: 38,
-      x: { ...axis(options.x), labelAnchor: "center", ticks: Math.max(3, Math.floor((width - left - right) / 90)) },
+      x: { ...axis(options.x), labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.floor((width - left - right) / 90)) },
       y: { axis: null, domain: groups, padding: 0.12 },
       fy: { domain: rows, label: null, padding: 0.15, axis: null },
     }, [
@@ -221,7 +225,7 @@ const Charts = (() => {
       marginLeft: 52,
       marginRight: 24,
       marginBottom: 42,
-      x: { ...axis(options.x), labelAnchor: "center", ticks: Math.max(3, Math.floor(width / 110)), inset: 12 },
+      x: { ...axis(options.x), labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.floor(width / 110)), inset: 12 },
       y: axis(options.y),
     }, [
       frame[0](),
@@ -289,10 +293,10 @@ const Charts = (() => {
     const index = matrix.values.flatMap((row, r) => row.map((value, c) => ({ value, row: matrix.rows[r], column: matrix.columns[c] })));
     const svg = draw({
       width: wide,
-      height: matrix.rows.length * tall + 64,
+      height: matrix.rows.length * tall + 46,
       marginLeft: left,
       marginRight: 4,
-      marginTop: 24,
+      marginTop: 6,
       marginBottom: 40,
       x: { type: "band", domain: matrix.columns, label: columnLabel, labelAnchor: "center", labelArrow: "none", tickSize: 0, padding: 0, ticks: every(matrix.columns, cell, longest(matrix.columns) + 8) },
       y: { type: "band", domain: matrix.rows, label: rowLabel, labelArrow: "none", tickSize: 0, padding: 0, ticks: every(matrix.rows, tall, 12) },
@@ -328,7 +332,7 @@ const Charts = (() => {
       return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
     };
     let rows;
-    if (data.series) rows = [["series", "x", "y"], ...data.series.flatMap((one) => one.x.map((x, i) => [one.name, x, one.y[i]]))];
+    if (data.series) rows = [["series", "x", "y", "error"], ...data.series.flatMap((one) => one.x.map((x, i) => [one.name, x, one.y[i], one.error?.[i]]))];
     else if (data.matrix) rows = [["", ...data.matrix.columns], ...data.matrix.values.map((row, i) => [data.matrix.rows[i], ...row])];
     else rows = [Object.keys(data.columns), ...table(data.columns).map(Object.values)];
     return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
