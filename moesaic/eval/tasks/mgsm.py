@@ -1,8 +1,8 @@
 """MGSM: 250 problems of GSM8K in other languages, asked directly or step by step.
 
 Source: Shi et al. (arXiv 2210.03057); prompts and patterns as in lm-evaluation-harness (MIT), tasks
-mgsm_direct_* (version 4) and mgsm_native_cot_* (version 3). It shows no examples unless asked, and
-then draws them from the training split, whose texts begin with their labels.
+mgsm_direct_* and mgsm_native_cot_*, version 4. It shows no examples unless asked, and then draws
+them from the training split, whose texts begin with their labels.
 """
 
 from collections.abc import Callable
@@ -57,6 +57,7 @@ TASKS = tuple(f"{kind}{language}" for kind in (_DIRECT, _STEPS) for language in 
 
 _FIELDS = "question and answer_number (and answer, in the training split)"
 _COLUMNS = ("question", "answer_number")
+_VERSION = 4
 _NORMALISE = PlainText(has_punctuation=False)
 
 
@@ -83,7 +84,7 @@ def find_task(name: str, options: Options) -> GenerationTask:
         stop=(language.question, *ENDS_OF_TURN),
         normalise=_NORMALISE,
         description={
-            "version": 4 if is_direct else 3,
+            "version": _VERSION,
             "shots": shots,
             "data": {"test": test.origin, **({"train": train.origin} if train else {})},
             **({"seed": options.seed} if train else {}),
