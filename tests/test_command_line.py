@@ -17,9 +17,11 @@ SURFACE = {
     "merge": "base shards --out --method --trust --retain --json --set",
     "undo": "merged --out --json",
     "absorb": "base adapter --out --json",
+    "card": "folder --results --json --set",
     "generate": (
         "folder prompt --max-new-tokens --temperature --top-p --seed --dtype --device --json"
     ),
+    "report": "paths --out --live --port --json",
 }
 """The arguments and options of every command, without ``--help``."""
 

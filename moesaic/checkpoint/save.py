@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,10 +43,25 @@ CARRIED_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "LICENSE-CODE",
+    "LICENSE-MODEL",
+    "NOTICE",
 )
-"""What a checkpoint takes over from its source, byte for byte."""
+"""What a checkpoint takes over from its source, byte for byte. Not its card, which would claim what
+is not so; see `moesaic.checkpoint.card`."""
 
 Make = Callable[[TensorSpec], "Tensor | Fp8Weight"]
+
+
+class Finish(Protocol):
+    """Adds what can only be written when the digest is known, before anyone sees the folder."""
+
+    def __call__(self, folder: Path, *, digest: str) -> None:
+        """To the checkpoint in a folder."""
+        ...
 
 
 def save(
@@ -56,6 +71,7 @@ def save(
     dtype: str,
     source: Path | str | None = None,
     resident: Resident | None = None,
+    finish: Finish | None = None,
 ) -> str:
     """Write a model's tensors as a checkpoint that loads here and in other tools.
 
@@ -68,6 +84,7 @@ def save(
             taken over from it, and the tensors that ``state`` lacks: experts that are not
             resident.
         resident: which experts the stacks hold.
+        finish: writes a card beside the tensors.
 
     Returns:
         The digest of the checkpoint.
@@ -94,7 +111,7 @@ def save(
             )
         return reader.stored(spec.name)
 
-    return write(folder, config, make, dtype, source)
+    return write(folder, config, make, dtype, source, finish=finish)
 
 
 def write(
@@ -104,6 +121,7 @@ def write(
     dtype: str,
     source: Path | str | None = None,
     file_bytes: int = FILE_BYTES,
+    finish: Finish | None = None,
 ) -> str:
     """Write a checkpoint whose tensors are made one after the other, each dropped when written.
 
@@ -115,6 +133,7 @@ def write(
         dtype: what to store weights in, one of `SAVE_DTYPES`.
         source: the checkpoint whose tokenizer and generation settings are taken over.
         file_bytes: most bytes of tensors in one file; a larger tensor has a file of its own.
+        finish: writes a card beside the tensors.
 
     Returns:
         The digest of the checkpoint.
@@ -141,7 +160,10 @@ def write(
             digests |= write_safetensors(partial / name, group, {"format": "pt"})
         if len(groups) > 1:
             _write_json(partial / INDEX, _index(groups))
-        return store_digest(partial, digests)
+        digest = store_digest(partial, digests)
+        if finish is not None:
+            finish(partial, digest=digest)
+        return digest
 
 
 def _stored_config(config: ModelConfig, dtype: str) -> ModelConfig:

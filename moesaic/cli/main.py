@@ -25,7 +25,9 @@ VERBS = {
     "merge": "Merge shards into the checkpoint they come from.",
     "undo": "Write the base that a checkpoint was merged into.",
     "absorb": "Merge an adapter into the checkpoint it was trained beside.",
+    "card": "Write scores and a licence into the card of a checkpoint.",
     "generate": "Write text from a prompt.",
+    "report": "Write one page about runs: did it help, by how much, how sure.",
 }
 """The commands in the order of ``--help``, one line each. A command is the function of its name in
 the file of its name beside this one, which is imported when the command is used."""

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from moesaic.config.balance import BalanceConfig
+from moesaic.config.card import CardConfig
 from moesaic.config.data import DataConfig, SourceConfig
 from moesaic.config.esft import EsftConfig
 from moesaic.config.model import ModelConfig
@@ -202,3 +203,5 @@ class TrainConfig(Settings):
     """What is saved."""
     logging: LoggingConfig = LoggingConfig()
     """What is recorded."""
+    card: CardConfig = CardConfig()
+    """What the final model's card says."""

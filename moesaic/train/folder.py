@@ -19,6 +19,7 @@ _FREE = (
     "checkpoint",
     "evaluation",
     "logging",
+    "card",
     "optimizer.on_non_finite",
     "optimizer.most_skipped",
     "optimizer.offload",

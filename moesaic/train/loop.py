@@ -7,18 +7,18 @@ from itertools import islice
 from pathlib import Path
 
 from moesaic.balance.stats import reachable_loads
-from moesaic.checkpoint.save import save
 from moesaic.config.train import TrainConfig
 from moesaic.data.batch import Batch, fed_digest
 from moesaic.data.report import Report
 from moesaic.errors import TrainingError
 from moesaic.model.transformer import Transformer
-from moesaic.runlog import Line, read_run
+from moesaic.runlog import Line
 from moesaic.train.evaluate import HeldOut, evaluate
+from moesaic.train.export import export, last_evaluations
 from moesaic.train.folder import RunFolder
 from moesaic.train.progress import Display, Seen, Silent
 from moesaic.train.schedule import Position, learning_rate, value_at
-from moesaic.train.setup import base_folder, prepare_model, prepare_state, prepare_tokenizer
+from moesaic.train.setup import prepare_model, prepare_state, prepare_tokenizer
 from moesaic.train.state import TrainState, save_state, saved_states
 from moesaic.train.step import Rates, StepResult, take_step
 from moesaic.train.track import Tracker, evenness, peak_memory
@@ -89,7 +89,7 @@ def train(
             run = _Run(config, folder, state, held_out, tracker, display)
             run.take_steps(stop)
         if model is None and run.is_complete:
-            export(config, folder, state.model)
+            export(config, folder, state)
         return TrainResult(
             folder=folder,
             model=state.model,
@@ -97,7 +97,7 @@ def train(
             tokens=state.tokens,
             fed=state.fed,
             interrupted=not run.is_complete,
-            evaluations=_last_evaluations(folder),
+            evaluations=last_evaluations(folder),
             data=state.loader.report,
         )
 
@@ -121,26 +121,6 @@ def rates_at(config: TrainConfig, position: Position) -> Rates:
         mtp_weight=value_at(config.mtp_weight, position),
         bias_speed=0.0 if speed is None else value_at(speed, position),
     )
-
-
-def export(config: TrainConfig, folder: RunFolder, model: Transformer) -> None:
-    """Write the final model with its tokenizer, unless that was done."""
-    if folder.model.exists():
-        return
-    trained_in = "bfloat16" if config.precision == "bfloat16" else "float32"
-    base = base_folder(config) if config.tokenizer is None else None
-    save(
-        folder.model,
-        model.config,
-        model.state_dict(),
-        config.checkpoint.export_dtype or trained_in,
-        source=base or folder.tokenizer,
-    )
-
-
-def _last_evaluations(folder: RunFolder) -> tuple[Line, ...]:
-    found = read_run(folder.record).of("evaluation")
-    return tuple(line for line in found if line["step"] == found[-1]["step"])
 
 
 @dataclass(slots=True)

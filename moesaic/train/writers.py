@@ -18,7 +18,7 @@ from moesaic.train.folder import RunFolder
 
 _STEP = "optimizer_step"
 _UPLOAD_S = 60.0
-"""How long a run waits for Weights & Biases at its end: what it made is not held up by a network."""
+"""How long the end of a run waits for Weights & Biases; what it made comes after."""
 
 
 class Writer(Protocol):
