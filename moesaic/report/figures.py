@@ -38,7 +38,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     colour: int
-    look: Literal["line", "faint", "points", "dashed"] = "line"
+    look: Literal["line", "faint", "points", "solid", "dashed"] = "line"
     label: str | None = None
     """Written at its end; None writes nothing."""
     error: Sequence[float | None] | None = None

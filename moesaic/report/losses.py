@@ -1,6 +1,6 @@
 """Loss: while training, held out, merged, on one axis; and what was retained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from moesaic.report.blocks import Block, Section, section
@@ -47,7 +47,7 @@ def retention(sources: Sources) -> Section | None:
         "Right of 0 is better. Whiskers are 95 % intervals of the difference over the same items; "
         "where they reach 0, it cannot be told from chance.",
         marks,
-        Axis("points (hundredths)"),
+        Axis("points"),
         reference=0.0,
     )
     rises = [mark for one in sources.routings for mark in changes(one)]
@@ -110,7 +110,8 @@ def _of_run(run: Run, place: int, few: int, sources: Sources) -> Figure | None:
         name, losses = f"{domain}, {kind}", [value for _, value in found]
         label = f"{domain}{' (learned)' if domain in task_domains(run) else ''}"
         series.append(Series(name, at, losses, colour, "points", label))
-    series += _merged(run, held, ends, sources)
+    colours = {domain: colour for colour, domain in enumerate(held, start=1)}
+    whole = _with_all_experts(run, colours, ends, sources)
     restricted = (
         " Held out is measured as trained, among the experts that training held; merged, with all "
         "experts, it differs." * is_restricted(run)
@@ -118,29 +119,49 @@ def _of_run(run: Run, place: int, few: int, sources: Sources) -> Figure | None:
     return lines(
         f"loss-{place + 1}",
         f"Loss of {run.name}",
-        f"Next token, without other terms of the objective. Points: held-out text.{restricted}",
-        series,
+        f"Next token, without other terms of the objective. Circles: held-out text.{restricted}"
+        + " Squares: with all experts, before training and merged, on other held-out text."
+        * bool(whole),
+        [*series, *whole],
         Axis("tokens", "~s"),
         Axis("loss, nats per token"),
     )
 
 
-def _merged(
-    run: Run, held: dict[str, list[tuple[int, float]]], at: int, sources: Sources
+def _with_all_experts(
+    run: Run, colours: Mapping[str, int], end: int, sources: Sources
 ) -> list[Series]:
-    """Losses of the merged model that a merge measured on domains of the run, at the end."""
-    shard = run.record.start["config"]["data"]["sources"]
-    trained = {source["path"] for source in shard}
-    domains = (run.config.get("evaluation") or {}).get("domains", {})
-    colours = {domain: place for place, domain in enumerate(held, start=1)}
+    """Loss on the run's domains with all experts: of the base, and of what it was merged into."""
+    if run.slice is None:
+        return []
+    found = [*_of_routings(run.slice.base, sources), *_of_merges(run.slice.base, sources)]
+    domains: dict[str, dict[str, str]] = (run.config.get("evaluation") or {}).get("domains", {})
+    known = {
+        name: next((ends for data, ends in found if data == source["path"]), None)
+        for name, source in domains.items()
+    }
     return [
-        Series(f"{domain}, merged", [at], [one.after], colours[domain], "points", "merged")
-        for merge in sources.merges
-        if any(trained & set(part.data) for part in merge.record.shards.values())
-        for domain, source in domains.items()
-        for data, one in merge.record.retained.items()
-        if source["path"] == data and domain in colours
+        Series(f"{name}, all experts", [0, end], ends, colours[name], "solid", f"{name}, merged")
+        for name, ends in known.items()
+        if ends is not None and name in colours
     ]
+
+
+def _of_routings(base: str, sources: Sources) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Text → loss before and after, of analyses that compare with a base."""
+    for one in sources.routings:
+        if (one.found.against or {}).get("digest") == base:
+            for domain in one.found.domains.values():
+                if domain.against is not None and domain.loss is not None:
+                    yield domain.source, (domain.against.loss, domain.loss)
+
+
+def _of_merges(base: str, sources: Sources) -> Iterator[tuple[str, tuple[float, float]]]:
+    """The same as merges measured it."""
+    for merge in sources.merges:
+        if merge.record.base == base:
+            for data, one in merge.record.retained.items():
+                yield data, (one.before, one.after)
 
 
 def _balance(run: Run, place: int, few: int) -> Figure | None:

@@ -109,7 +109,7 @@ def _pairs(merge: Merge, place: int) -> Figure | None:
         names,
         names,
         values,
-        ("shard", "shard", "cosine"),
+        ("", "", "cosine"),
         written=2,
     )
 

@@ -131,6 +131,12 @@ class Sources:
     """What was left out, and why, a sentence each."""
 
     @property
+    def judged(self) -> list[Evaluation]:
+        """The evaluations but for those that others are held against."""
+        bases = {one.results.base["digest"] for one in self.evaluations if one.results.base}
+        return [one for one in self.evaluations if one.results.model.get("digest") not in bases]
+
+    @property
     def shown(self) -> dict[str, list[str]]:
         """Names of what is on the page, by what it is."""
         kinds = {

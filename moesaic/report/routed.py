@@ -24,6 +24,7 @@ class Compared(Form):
 class RoutedDomain(Form):
     """One domain."""
 
+    source: str
     tokens: int
     loss: float | None
     stderr: float | None

@@ -1,6 +1,8 @@
 """Where the tokens of some domains go, and what experts are good for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from moesaic.report.blocks import Block, Claim, Prose, Section, section
 from moesaic.report.estimate import Estimate
@@ -19,7 +21,7 @@ def routing(sources: Sources) -> Section | None:
     """The charts of every routing analysis."""
     blocks: list[Block | None] = []
     for place, one in enumerate(sources.routings, start=1):
-        blocks += _of_result(one, place)
+        blocks += _of_result(one, place, len(sources.routings) > 1)
     return section("routing", "Routing", blocks)
 
 
@@ -67,8 +69,8 @@ def _changed(name: str, loss: float, against: Compared, tokens: int) -> Claim:
     return Claim(finding, text, detail, f"loss on {name}")
 
 
-def _of_result(result: RoutingResult, place: int) -> list[Block | None]:
-    found, title = result.found, f"{result.name}: "
+def _of_result(result: RoutingResult, place: int, is_named: bool) -> list[Block | None]:
+    found, title = result.found, f"{result.name}: " if is_named else ""
     return [
         Prose(_about(found)),
         _all_loads(found, title, place),
@@ -137,7 +139,7 @@ def _overlap(found: Routed, title: str, place: int) -> Figure | None:
         overlap.domains,
         overlap.domains,
         overlap.mean["shared"],
-        ("domain", "domain", "experts shared"),
+        ("", "", "experts shared"),
         written=1,
     )
 
@@ -270,7 +272,8 @@ def _ablation(found: Routed, title: str, place: int) -> list[Block | None]:
     if found.ablation is None:
         return []
     here, there = found.ablation.model, found.ablation.against
-    both = [("this", here), *([("the other checkpoint", there)] if there else [])]
+    names = [_called(found.model), _called(found.against or {})]
+    both = [(names[0], here), *([(names[1], there)] if there else [])]
     disabled = lines(
         f"routing-disabled-{place}",
         f"{title}loss with the experts switched off that every token prefers",
@@ -289,6 +292,12 @@ def _ablation(found: Routed, title: str, place: int) -> list[Block | None]:
         Axis("rise of the loss, nats per token"),
     )
     return [disabled, chosen, _shared(both, title, place)]
+
+
+def _called(model: Mapping[str, Any]) -> str:
+    """A checkpoint by its folder, or by the run that the folder is in."""
+    folder = Path(str(model.get("folder") or "the other checkpoint"))
+    return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
 def _redundancy(both: Sequence[tuple[str, Ablated]]) -> str:

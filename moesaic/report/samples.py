@@ -18,11 +18,11 @@ _ASKED, _ANSWERED = 1200, 1200
 def samples(sources: Sources) -> Section | None:
     """Answers of every evaluation."""
     blocks: list[Block | None] = []
-    for evaluation in sources.evaluations:
+    for evaluation in sources.judged:
         for task, found in evaluation.samples.items():
             if found and len(blocks) < _MOST_TASKS:
                 metric = next(iter(evaluation.results.tasks[task].metrics))
-                title = f"{task}, {evaluation.name}" if len(sources.evaluations) > 1 else task
+                title = f"{task}, {evaluation.name}" if len(sources.judged) > 1 else task
                 blocks.append(Readings(title, _chosen(found, metric)))
     return section("samples", "Samples to read", blocks)
 
@@ -54,7 +54,7 @@ def _reading(sample: Sample, is_right: bool | None) -> Reading:
         is_right=is_right,
         asked=_asked(sample),
         answered=shortened(sample.judgement.answer, _ANSWERED),
-        target=shortened(sample.judgement.target, _ANSWERED),
+        target="" if is_right is None else shortened(sample.judgement.target, _ANSWERED),
     )
 
 

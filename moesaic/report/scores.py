@@ -1,6 +1,5 @@
 """Scores on tasks: a chart and a table of each evaluation."""
 
-from collections.abc import Sequence
 
 from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Block, Grid, Section, section
@@ -9,45 +8,42 @@ from moesaic.report.figures import Axis, Figure, Mark, intervals
 from moesaic.report.forms import Against, Score, TaskResult
 from moesaic.report.read import Evaluation, Sources
 from moesaic.report.verdict import compared, share, titled
-from moesaic.report.words import number, percent, points, signed
+from moesaic.report.words import listed, number, percent, points, signed
 
 
 def scores(sources: Sources) -> Section | None:
     """All scores with their intervals."""
-    bases = {str((one.results.base or {}).get("digest")) for one in sources.evaluations}
-    evaluations = [
-        one for one in sources.evaluations if one.results.model.get("digest") not in bases
-    ]
-    blocks: list[Block | None] = [_chart(evaluations)]
+    evaluations = sources.judged
+    blocks: list[Block | None] = [_chart(sources)]
     blocks += [Grid(_table(one, len(evaluations) > 1)) for one in evaluations]
     return section("scores", "Task scores", blocks)
 
 
-def _chart(evaluations: Sequence[Evaluation]) -> Figure | None:
-    """The quoted score of every task that is a share, all evaluations and their base in a row."""
-    marks: list[Mark] = []
-    for place, one in enumerate(evaluations):
-        for name, task in one.results.tasks.items():
-            metric, score = next(iter(task.metrics.items()))
-            if not share(score):
-                continue
-            if task.against and metric in task.against:
-                marks.append(
-                    Mark(titled(name, task), Estimate(100 * task.against[metric].base), "base", 0)
-                )
-            marks.append(Mark(titled(name, task), _scaled(score), one.name, place + 1))
-    shown: dict[tuple[str, str, float], Mark] = {}
-    for mark in marks:
-        shown.setdefault((mark.row, mark.group, mark.found.value), mark)
+def _chart(sources: Sources) -> Figure | None:
+    """The quoted score of every task that is a share, of a base and all that is held against it."""
+    marks = [
+        Mark(titled(name, task), _scaled(score), label, colour)
+        for colour, (label, one) in enumerate(_named(sources))
+        for name, task in one.results.tasks.items()
+        for score in [next(iter(task.metrics.values()))]
+        if share(score)
+    ]
+    rows = list(dict.fromkeys(mark.row for mark in marks))
     return intervals(
         "scores",
         "Scores, in per cent of the items",
         "Whiskers are 95 % intervals over items, as if other items of the same kind were drawn. "
-        "Two intervals may overlap and the difference still be sure: the difference is over the "
-        "same items.",
-        list(shown.values()),
+        "Two intervals may overlap and the difference still be sure: it is over the same items.",
+        sorted(marks, key=lambda mark: rows.index(mark.row)),
         Axis("per cent"),
     )
+
+
+def _named(sources: Sources) -> list[tuple[str, Evaluation]]:
+    """Every evaluation with what it is called, bases first."""
+    judged = {id(one) for one in sources.judged}
+    bases = [("base", one) for one in sources.evaluations if id(one) not in judged]
+    return [*bases, *((one.name, one) for one in sources.judged)]
 
 
 def _scaled(score: Score) -> Estimate:
@@ -71,31 +67,42 @@ def _table(evaluation: Evaluation, is_named: bool) -> Table:
         Column("difference", "difference"),
         Column("change", "95 % interval"),
         Column("p", "p", "{:.2g}".format),
-        Column("test", "test", left=True),
     ]
     used = [one for one in columns if any(row.values.get(one.key) is not None for row in rows)]
-    note = (
-        "Differences are to the base on the same items. p: how often chance alone would make a "
-        "difference as large."
-        if any(row.values.get("difference") for row in rows)
-        else ""
+    title = evaluation.name if is_named else ""
+    return Table("scores", title, tuple(used), tuple(rows), _note(evaluation))
+
+
+def _note(evaluation: Evaluation) -> str:
+    """What the differences are, where there are some."""
+    changes = [
+        change
+        for task in evaluation.results.tasks.values()
+        for change in (task.against or {}).values()
+    ]
+    tests = sorted({change.test for change in changes if change.test})
+    by = f" ({listed(tests)})" if tests else ""
+    return (
+        "In bold: the score to quote. Differences are to the base on the same items. p: how often "
+        f"chance alone would make a difference as large{by}."
+        if changes
+        else "In bold: the score to quote."
     )
-    return Table("scores", evaluation.name if is_named else "", tuple(used), tuple(rows), note)
 
 
 def _row(name: str, task: TaskResult, metric: str, score: Score) -> Row:
-    is_share = share(score)
+    is_share, is_first = share(score), metric == next(iter(task.metrics))
     against = (task.against or {}).get(metric)
     return Row(
         {
-            "task": titled(name, task),
+            "task": titled(name, task) if is_first else "",
             "metric": metric,
-            "n": task.n,
+            "n": task.n if is_first else None,
             "value": _shown(score.value, is_share),
             "interval": _ends(score.low, score.high, is_share),
             **({} if against is None else _difference(against, is_share)),
         },
-        strong=metric == next(iter(task.metrics)),
+        strong=is_first,
     )
 
 
@@ -103,15 +110,21 @@ def _difference(against: Against, is_share: bool) -> dict[str, object]:
     found = compared(against)
     return {
         "base": _shown(against.base, is_share),
-        "difference": points(found.value) if is_share else signed(found.value),
+        "difference": points(found.value)
+        if is_share
+        else signed(found.value, _digits(found.value)),
         "change": _ends(found.low, found.high, is_share, is_signed=True),
         "p": against.p,
-        "test": against.test,
     }
 
 
 def _shown(value: float, is_share: bool) -> str:
-    return percent(value) if is_share else number(value)
+    return percent(value) if is_share else number(value, _digits(value))
+
+
+def _digits(value: float) -> int:
+    """Decimals that say something of a number of this size."""
+    return 4 if abs(value) < 100 else 1 if abs(value) < 10_000 else 0
 
 
 def _ends(
@@ -119,6 +132,6 @@ def _ends(
 ) -> str | None:
     if low is None or high is None:
         return None
-    write = signed if is_signed else number
-    ends = [write(100 * end, 1) if is_share else write(end, 4) for end in (low, high)]
-    return " to ".join(ends)
+    write, scale = signed if is_signed else number, 100 if is_share else 1
+    digits = 1 if is_share else _digits(max(abs(low), abs(high)))
+    return " to ".join(write(scale * end, digits) for end in (low, high))

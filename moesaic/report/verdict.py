@@ -13,6 +13,7 @@ from moesaic.report.routing import routing_claims
 from moesaic.report.runs import base_of, held_out, is_over, is_restricted, seed_free, task_domains
 from moesaic.report.words import interval, listed, number, percent, plural, points, ratio, signed
 
+_ORDER: tuple[Finding, ...] = ("better", "worse", "unclear", "unknown")
 _SEVERAL = 8
 """Sentences about runs."""
 
@@ -32,15 +33,14 @@ class Move(NamedTuple):
 
 def verdict(sources: Sources) -> Section | None:
     """The sentences that answer the question the page is read for."""
-    bases = {str((one.results.base or {}).get("digest")) for one in sources.evaluations}
-    compared_with = [claim for one in sources.routings for claim in routing_claims(one)]
-    for one in sources.evaluations:
-        if one.results.model.get("digest") not in bases:
-            compared_with += _of_evaluation(one)
+    held_against = [claim for one in sources.routings for claim in routing_claims(one)]
+    held_against += [claim for one in sources.judged for claim in _of_evaluation(one)]
+    held_against.sort(key=lambda claim: _ORDER.index(claim.finding))
     claims = [claim for study in sources.studies for claim in study_claims(study)]
-    claims += _summary(compared_with) + compared_with
-    claims += [claim for one in sources.merges for claim in _of_merge(one)]
-    claims += _of_runs(sources.runs)
+    claims += _summary(held_against) + held_against
+    if all(claim.finding == "unknown" for claim in claims):  # nothing surer
+        claims += [claim for one in sources.merges for claim in _of_merge(one)]
+        claims += _of_runs(sources.runs)
     if not claims:
         return None
     return section("verdict", "Verdict", [*claims, _how_to_read(claims)])
@@ -99,15 +99,14 @@ def compared(against: Against) -> Estimate:
 
 
 def _of_evaluation(evaluation: Evaluation) -> list[Claim]:
-    """A sentence for each task that was held against a base, the surest first."""
-    order: list[Finding] = ["better", "worse", "unclear", "unknown"]
+    """A sentence for each task that was held against a base."""
     claims = [
         _of_task(titled(name, task), task, next(iter(task.metrics)))
         for name, task in evaluation.results.tasks.items()
         if task.against and next(iter(task.metrics)) in task.against
     ]
     if claims:
-        return sorted(claims, key=lambda claim: order.index(claim.finding))
+        return claims
     quoted = [_quoted(titled(name, task), task) for name, task in evaluation.results.tasks.items()]
     return [
         Claim(

@@ -12,12 +12,12 @@ NATS = 4
 
 def number(value: float, digits: int = NATS) -> str:
     """With so many decimals: ``3.6901``."""
-    return f"{value:.{digits}f}".replace("-", MINUS)
+    return f"{value:,.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float, digits: int = NATS) -> str:
     """With its sign: ``+0.0540``."""
-    return f"{value:+.{digits}f}".replace("-", MINUS)
+    return f"{value:+,.{digits}f}".replace("-", MINUS)
 
 
 def percent(share: float, digits: int = 1) -> str:

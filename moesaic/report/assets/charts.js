@@ -30,6 +30,14 @@ const Charts = (() => {
     nice: true,
   });
 
+  // Whole numbers only, at most so many of them; what d3 chooses for everything else.
+  const ticksOf = (options, values, most) => {
+    if (options.form !== "d") return most;
+    const low = Math.ceil(Math.min(...values)), high = Math.floor(Math.max(...values));
+    const step = Math.max(1, Math.ceil((high - low) / most));
+    return Array.from({ length: Math.floor((high - low) / step) + 1 }, (_, i) => low + i * step);
+  };
+
   const draw = (options, marks) =>
     Plot.plot({ className: "plot", style: { background: "transparent", fontSize: "12px" }, marginTop: 26, ...options, marks });
 
@@ -97,6 +105,9 @@ const Charts = (() => {
         const sure = own.filter((point) => point.error !== null);
         if (sure.length) marks.push(Plot.link(sure, { x1: "x", x2: "x", y1: (point) => point.y - point.error, y2: (point) => point.y + point.error, stroke, strokeWidth: 1.5 }));
         marks.push(Plot.dot(own, { x: "x", y: "y", stroke, fill: "var(--paper)", r: 3.5, strokeWidth: 1.8 }));
+      } else if (one.look === "solid") {
+        marks.push(Plot.lineY(own, { x: "x", y: "y", stroke, strokeWidth: 1.2, strokeDasharray: "5 3" }));
+        marks.push(Plot.dot(own, { x: "x", y: "y", fill: stroke, symbol: "square2", r: 4 }));
       } else {
         const faint = one.look === "faint";
         marks.push(Plot.lineY(own, { x: "x", y: "y", stroke, strokeWidth: faint ? 1 : 2, strokeOpacity: faint ? 0.3 : 1, strokeDasharray: one.look === "dashed" ? "5 3" : undefined }));
@@ -110,7 +121,7 @@ const Charts = (() => {
       marginLeft: 52,
       marginRight: isDirect ? room + 14 : 16,
       marginBottom: 40,
-      x: { ...axis(options.x), labelAnchor: "center", labelArrow: "none", nice: false, ticks: Math.max(3, Math.floor(width / 110)) },
+      x: { ...axis(options.x), labelAnchor: "center", labelArrow: "none", nice: false, ticks: ticksOf(options.x, points.map((point) => point.x), Math.max(3, Math.floor(width / 110))) },
       y: { ...axis(options.y), ticks: 6 },
     }, marks);
     const items = data.series.filter((one) => one.look !== "faint");
@@ -156,7 +167,7 @@ const Charts = (() => {
       x: { ...axis(options.x), labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.floor((width - left) / 90)) },
       y: { type: "band", domain: rows, label: null, tickSize: 0, padding: 0 },
     }, [Plot.axisY({ label: null, tickSize: 0, lineWidth: (left - 12) / 7.2, textOverflow: "ellipsis-end" }), ...drawn]);
-    const legend = groups.length > 1 || groups[0] ? legendOf(groups.map((group, place) => ({ name: group, colour: colours.get(group), symbol: place % SYMBOLS.length }))) : null;
+    const legend = groups.length > 1 ? legendOf(groups.map((group, place) => ({ name: group, colour: colours.get(group), symbol: place % SYMBOLS.length }))) : null;
     return { svg, legend };
   }
 
@@ -284,22 +295,22 @@ const Charts = (() => {
     const values = matrix.values.flat().filter((value) => value !== null);
     const low = Math.min(0, ...values), top = Math.max(...values.map(Math.abs)) || 1;
     const [rowLabel, columnLabel, valueLabel] = options.labels;
-    const left = Math.min(longest(matrix.rows) + 16, width * 0.4) + 10;
+    const left = Math.min(longest(matrix.rows) + 14, width * 0.4);
     const isSquare = options.written !== null;
     const wide = isSquare ? Math.min(width, left + matrix.columns.length * Math.max(56, longest(matrix.columns) + 8) + 10) : Math.max(width, left + matrix.columns.length * 2);
     const cell = (wide - left) / matrix.columns.length;
-    const tall = isSquare ? 30 : Math.max(6, Math.min(22, Math.max(cell, 420 / matrix.rows.length)));
+    const tall = isSquare ? 30 : Math.max(5, Math.min(22, 420 / matrix.rows.length));
     const every = (names, room, need) => names.filter((_, i) => i % Math.max(1, Math.ceil(need / room)) === 0);
     const index = matrix.values.flatMap((row, r) => row.map((value, c) => ({ value, row: matrix.rows[r], column: matrix.columns[c] })));
     const svg = draw({
       width: wide,
-      height: matrix.rows.length * tall + 46,
+      height: matrix.rows.length * tall + 62,
       marginLeft: left,
       marginRight: 4,
-      marginTop: 6,
+      marginTop: 22,
       marginBottom: 40,
       x: { type: "band", domain: matrix.columns, label: columnLabel, labelAnchor: "center", labelArrow: "none", tickSize: 0, padding: 0, ticks: every(matrix.columns, cell, longest(matrix.columns) + 8) },
-      y: { type: "band", domain: matrix.rows, label: rowLabel, labelArrow: "none", tickSize: 0, padding: 0, ticks: every(matrix.rows, tall, 12) },
+      y: { type: "band", domain: matrix.rows, label: rowLabel, labelAnchor: "top", labelArrow: "none", labelOffset: left - 3, tickSize: 0, padding: 0, ticks: every(matrix.rows, tall, 12) },
     }, [
       cells(matrix, top, options),
       Plot.tip(index, Plot.pointer({ x: "column", y: "row", maxRadius: 30, title: (one) => `${rowLabel} ${one.row}, ${columnLabel} ${one.column}\n${shown(one.value)} ${valueLabel}` })),
