@@ -21,6 +21,7 @@ from benchmarks.measure.chart import Panel, write_charts
 from benchmarks.measure.fine_tuning import (
     DOMAINS,
     KEPT,
+    NOTE,
     TASK,
     TRAINED,
     VARIANTS,
@@ -30,6 +31,7 @@ from benchmarks.measure.fine_tuning import (
     losses,
     run_alone,
     run_config,
+    setting,
     task,
 )
 from benchmarks.measure.results import write_result
@@ -44,6 +46,7 @@ from moesaic.model.build import load_model
 from moesaic.runlog import hardware
 from moesaic.train.loop import train
 
+_PRESET = "tiny-v3"
 FULL = Effort(base_steps=500, steps=100, rows=16, seq_len=256, seeds=3, held_out_rows=32)
 QUICK = Effort(base_steps=20, steps=6, rows=4, seq_len=128, seeds=1, held_out_rows=4)
 
@@ -55,7 +58,7 @@ def make_base(home: Path, effort: Effort) -> Path:
         effort,
         3e-3,
         effort.base_steps,
-        model={"preset": "tiny-v3", "initializer_range": 0.02, "num_nextn_predict_layers": 0},
+        model={"preset": _PRESET, "initializer_range": 0.02, "num_nextn_predict_layers": 0},
         data={
             "sources": [{"path": f"corpus:{domain}"} for domain in DOMAINS],
             "seq_len": effort.seq_len,
@@ -110,7 +113,8 @@ def compare(names: Sequence[str], effort: Effort, threads: int) -> dict[str, Any
         config = run_config(home / "none", effort, 1.0, 1, model=str(base), **evaluated(effort, 0))
         before = losses(base, config)
         print("base", *(f"{domain} {loss:.4f}" for domain, loss in before.items()), sep=" | ")
-        cases: dict[str, Any] = {"base": {**asdict(effort), "loss": before}}
+        common = {"model": _PRESET, "trained": TRAINED, "note": NOTE}
+        cases: dict[str, Any] = {"base": {**asdict(effort), "loss": before, "setting": common}}
         for name in names:
             esft, runs = VARIANTS[name], []
             selection = None if esft is None else str(selections[esft["variant"]])
@@ -118,7 +122,7 @@ def compare(names: Sequence[str], effort: Effort, threads: int) -> dict[str, Any
                 at = str(home / name / str(seed))
                 job = Job(name, seed, str(base), selection, at, effort, threads)
                 runs.append(run_alone(job))
-            cases[name] = described(runs, before)
+            cases[name] = {"setting": setting(name), **described(runs, before)}
             print(_line(name, cases[name]), flush=True)
     return cases
 

@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 _RATES = {"LoRA natural": 1e-2}
 _RATE = 1e-3
 """Peak learning rate; adapters begin at zero and take about ten times that."""
+NOTE = "One learning rate served all variants but LoRA, which took ten times that; none was tuned."
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,11 @@ def run_config(home: Path, effort: Effort, rate: float, steps: int, **changes: A
 
 
 _FALL = {"at": "50%", "until": "100%", "times": 0.1, "shape": "cosine"}
+
+
+def setting(name: str) -> dict[str, Any]:
+    """What makes a variant differ from the others."""
+    return {"esft": VARIANTS[name], "learning_rate": _RATES.get(name, _RATE)}
 
 
 def task(effort: Effort, seed: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def write_result(what: str, cases: dict[str, Any], threads: int, folder: Path = 
     stamped = {name: {"at": time.strftime("%H:%M"), **case} for name, case in cases.items()}
     content = {
         "what": what,
+        "kind": what.removesuffix("-quick"),
         "hardware": hardware(),
         "threads": threads,
         "versions": {**versions(), "transformers": metadata.version("transformers")},
