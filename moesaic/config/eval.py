@@ -33,8 +33,8 @@ class EvalConfig(Settings):
     max_new_tokens: PositiveInt | None = None
     """Most tokens of an answer; None takes what is usual for the task."""
     batch_tokens: PositiveInt | None = None
-    """Tokens fed at once, padding and room for answers included; None takes 8192 on a CPU and 65536
-    on a GPU. It changes time and memory, scores only by rounding."""
+    """Tokens fed at once, padding included; None takes 8192 on a CPU and 65536 on a GPU. It changes
+    time and memory, scores only by rounding."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Of weights and products."""
     hold: Hold = "weights"

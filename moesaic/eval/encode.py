@@ -58,7 +58,8 @@ class Encoder:
     def windows(self, text: str) -> list[Asked]:
         """What to feed so that every token of a text is predicted once.
 
-        The first token follows BOS, or EOS where there is none. A text longer than can be fed is
+        The first token follows BOS, or EOS where there is none; a tokenizer that begins texts with
+        BOS has it predicted too, since published figures count it. A text longer than can be fed is
         cut into windows that do not overlap, except the last: it is filled up from the one before,
         so that its tokens see as much as they can.
 

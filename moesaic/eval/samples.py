@@ -69,7 +69,7 @@ class Sample:
             by,
             requests_json(asked.requests),
             [asdict(answer) for answer in answers],
-            judgement,
+            Judgement(_numbers(judgement.values), judgement.answer, judgement.target),
         )
 
     @property
@@ -189,7 +189,7 @@ def _parse(line: bytes, where: str) -> Sample:
     try:
         values = json.loads(line)
         judged = values.pop("judgement")
-        return Sample(**values, judgement=Judgement(_decoded(judged.pop("values")), **judged))
+        return Sample(**values, judgement=Judgement(_numbers(judged.pop("values")), **judged))
     except (ValueError, TypeError, AttributeError, KeyError):
         raise DataError(
             f"{where} is not a sample of an evaluation; restore the file, or remove it and give "
@@ -197,10 +197,12 @@ def _parse(line: bytes, where: str) -> Sample:
         ) from None
 
 
-def _decoded(values: Mapping[str, Any]) -> dict[str, float | tuple[float, float]]:
-    """Values of metrics; pairs are tuples again, and words numbers."""
+def _numbers(values: Mapping[str, Any]) -> dict[str, float | tuple[float, float]]:
+    """Values of metrics: numbers, and pairs of them as tuples, whatever they were read from."""
     return {
-        name: (float(value[0]), float(value[1])) if isinstance(value, list) else float(value)
+        name: (float(value[0]), float(value[1]))
+        if isinstance(value, list | tuple)
+        else float(value)
         for name, value in values.items()
     }
 

@@ -10,6 +10,9 @@ from moesaic.eval.requests import Generation, GenerationAnswer
 from moesaic.infer.generate import generate
 from moesaic.model.transformer import Transformer
 
+_HELD = 4
+"""Tokens of a batch with its answers, by those fed at once: what is only held takes less room."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Manner:
@@ -28,7 +31,7 @@ class Writer:
     encoder: Encoder
     config: EvalConfig
     batch_tokens: int
-    """Most tokens of a batch, room for the answers included."""
+    """Most tokens fed at once."""
     _stopping: dict[tuple[str, ...], Tokenizer] = field(default_factory=dict)
 
     def answers(
@@ -64,7 +67,7 @@ class Writer:
         longest = 0
         for place in rows if drawn else sorted(rows, key=lambda place: -len(rows[place])):
             longest = max(longest, len(rows[place]))
-            fed = (len(batch) + 1) * (longest + manner.max_new_tokens)
+            fed = (len(batch) + 1) * max(longest, (longest + manner.max_new_tokens) / _HELD)
             gap = drawn and batch and place != batch[-1] + 1
             if batch and (gap or fed > self.batch_tokens):
                 yield batch
