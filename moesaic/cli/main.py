@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from inspect import getdoc
 from typing import Annotated, NoReturn
 
 import typer
@@ -50,7 +51,8 @@ def load_command(name: str) -> Command:
     """A command with its arguments and options; the listed ones have only a name and a line."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     function = getattr(import_module(f"moesaic.cli.{name}"), name)
-    single.command(name, context_settings=_HELP)(function)
+    told = (getdoc(function) or "").replace("[", r"\[")  # which rich would take for a style
+    single.command(name, context_settings=_HELP, help=told)(function)
     return typer.main.get_command(single)
 
 

@@ -99,3 +99,8 @@ def test_a_listed_command_is_a_function_of_that_name(verb: str):
     assert command.name == verb
     assert command.callback is not None
     assert command.callback.__name__ == verb
+
+
+def test_help_shows_what_stands_in_brackets(monkeypatch: pytest.MonkeyPatch, capsys):
+    assert run(monkeypatch, "train", "--help") == 0
+    assert "with a table [esft] some of its experts" in " ".join(capsys.readouterr().out.split())
