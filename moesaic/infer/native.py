@@ -103,15 +103,15 @@ class NativeDecoder:
         """
         self._library = native_library()
         check_served(model)
-        self.model, self.pool, self._form = model, pool, form
+        self.model, self.pool = model, pool
+        self._form: Form = form
         self._keep: list[Any] = []
         config = model.config
-        layers = (_Layer * len(model.model.layers))(
-            *(self._layer(i, layer) for i, layer in enumerate(model.model.layers))
-        )
+        blocks = [block for block in model.model.layers if isinstance(block, Block)]
+        layers = (_Layer * len(blocks))(*(self._layer(*each) for each in enumerate(blocks)))
         cosines, sines = self._angles(config.max_position_embeddings)
-        first = model.model.layers[0]
-        gates = [moe.gate for moe in model.moe_layers().values()]
+        attention = blocks[0].self_attn
+        gates = [g for moe in model.moe_layers().values() if isinstance(g := moe.gate, Router)]
         self._described = _Model(
             layers=layers,
             cosines=cosines,
@@ -121,8 +121,10 @@ class NativeDecoder:
             cache_format=FLOAT_FORMATS[pool.dtype],
             block=pool.block,
             softmax_scale=softmax_scale(config),
-            norm_eps=first.input_layernorm.eps,
-            latent_eps=first.self_attn.kv_a_layernorm.eps if config.is_latent else 0.0,
+            norm_eps=blocks[0].input_layernorm.eps,
+            latent_eps=(
+                attention.kv_a_layernorm.eps if isinstance(attention, LatentAttention) else 0.0
+            ),
         )
         self._keep.append(layers)
 
