@@ -22,8 +22,6 @@ class Variant:
 
     experiment: Experiment
     ablation: Ablation
-    ratio: float | None = None
-    """Share of the routed experts that are passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +70,9 @@ def _without_shared(config: ModelConfig) -> Iterable[Variant]:
 def _disabled(config: ModelConfig, asked: AblationConfig) -> Iterable[Variant]:
     """Every token passes over the experts it prefers; the shared ones stay."""
     chosen = config.num_experts_per_tok or 0
-    for ratio in asked.disabled:
-        skipped = max(1, round(ratio * config.experts))
+    for skipped in dict.fromkeys(max(1, round(ratio * config.experts)) for ratio in asked.disabled):
         if skipped + chosen <= config.experts:
-            yield Variant("disabled", Ablation(skipped=skipped), ratio)
+            yield Variant("disabled", Ablation(skipped=skipped))
 
 
 def _chosen(config: ModelConfig, asked: AblationConfig) -> Iterable[Variant]:
@@ -157,7 +154,7 @@ def _told(variant: Variant, config: ModelConfig) -> dict[str, Any]:
     ablation = variant.ablation
     return {
         "experts": ablation.skipped,
-        "ratio": variant.ratio or 0.0,
+        "ratio": ablation.skipped / config.experts,
         "chosen": ablation.chosen or config.num_experts_per_tok,
         "shared": ablation.shared,
     }
