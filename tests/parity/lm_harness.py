@@ -87,10 +87,9 @@ def evaluate(model: Any, manager: Any, settings: Mapping[str, Any]) -> dict[str,
     """One call of the harness, with its arguments as settings."""
     from lm_eval import simple_evaluate
 
-    evaluated = simple_evaluate(
+    evaluated: Any = simple_evaluate(
         model=model, task_manager=manager, bootstrap_iters=0, log_samples=True, **settings
     )
-    assert evaluated
     return {
         "items": {name: by_item(rows) for name, rows in evaluated["samples"].items()},
         "means": {**evaluated["results"], **evaluated.get("groups", {})},

@@ -7,9 +7,10 @@ from typing import Any
 from moesaic.eval.items import Row
 from moesaic.eval.requests import Answer, Likelihood, LikelihoodAnswer
 from moesaic.eval.task import Item, Judgement, Metric
-from moesaic.eval.tasks.files import Split, load
+from moesaic.eval.tasks.drawn import ask
+from moesaic.eval.tasks.files import Split
 from moesaic.eval.tasks.options import Options
-from moesaic.eval.tasks.prompts import Prompts, draw_examples
+from moesaic.eval.tasks.prompts import Prompts
 
 ACC = Metric("acc")
 ACC_NORM = Metric("acc_norm")
@@ -71,20 +72,8 @@ def drawn_choice_task(
     Raises:
         DataError: if the data is not there or not readable.
     """
-    shots = options.shots or 0
-    questions = load(test, options.data)
-    examples = load(train, options.data) if shots else None
-    pool = examples.items if examples else ()
-    items = draw_examples(options.first(questions.items), pool, shots, options.seed, spare)
-    description = {
-        "version": version,
-        "shots": shots,
-        "data": {"test": questions.origin},
-    }
-    if examples:
-        description["seed"] = options.seed
-        description["data"]["train"] = examples.origin
-    return ChoiceTask(name, items, Prompts(pool), metrics, description)
+    asked = ask(options, test, train, version, spare=spare)
+    return ChoiceTask(name, asked.items, Prompts(asked.pool), metrics, asked.description)
 
 
 def choice_item(prompt: str, choices: Sequence[str], gold: int) -> dict[str, Any]:

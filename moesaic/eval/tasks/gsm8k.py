@@ -6,9 +6,12 @@ Source: Cobbe et al. (arXiv 2110.14168); prompts, patterns and what is ignored a
 lm-evaluation-harness (MIT), tasks gsm8k and gsm8k_cot, version 3.
 """
 
+from collections.abc import Callable
+
 from moesaic.errors import ConfigError
 from moesaic.eval.items import Row
 from moesaic.eval.task import Item
+from moesaic.eval.tasks.drawn import ask
 from moesaic.eval.tasks.files import Split, load
 from moesaic.eval.tasks.generation import (
     ENDS_OF_TURN,
@@ -19,7 +22,7 @@ from moesaic.eval.tasks.generation import (
 )
 from moesaic.eval.tasks.gsm8k_examples import CHAIN_OF_THOUGHT
 from moesaic.eval.tasks.options import Options
-from moesaic.eval.tasks.prompts import Prompts, draw_examples, first_examples
+from moesaic.eval.tasks.prompts import Prompts, first_examples
 
 TASKS = ("gsm8k", "gsm8k_cot")
 
@@ -39,23 +42,16 @@ def find_task(name: str, options: Options) -> GenerationTask:
 
 
 def _with_drawn_examples(options: Options) -> GenerationTask:
-    shots = 5 if options.shots is None else options.shots
-    test = load(_split("test", _question), options.data)
-    train = load(_split("train", _question), options.data) if shots else None
-    pool = train.items if train else ()
+    test, train = _split("test", _question), _split("train", _question)
+    asked = ask(options, test, train, _VERSION, shots=5)
     return GenerationTask(
         name="gsm8k",
-        items=draw_examples(options.first(test.items), pool, shots, options.seed),
-        prompts=Prompts(pool),
+        items=asked.items,
+        prompts=Prompts(asked.pool),
         filters=(Filter("strict-match", r"#### (\-?[0-9\.\,]+)"), FLEXIBLE_EXTRACT),
         stop=("Question:", *ENDS_OF_TURN),
         normalise=_NORMALISE,
-        description={
-            "version": _VERSION,
-            "shots": shots,
-            "seed": options.seed if shots else None,
-            "data": {"test": test.origin, **({"train": train.origin} if train else {})},
-        },
+        description=asked.description,
     )
 
 
@@ -76,7 +72,7 @@ def _with_chain_of_thought(options: Options) -> GenerationTask:
     )
 
 
-def _split(part: str, item) -> Split:
+def _split(part: str, item: Callable[[Row], Item]) -> Split:
     names = (f"gsm8k_{part}", f"gsm8k/{part}", f"gsm8k/main/{part}")
     return Split(f"gsm8k's {part} split", names, _FIELDS, item)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from moesaic.eval.items import Row
 from moesaic.eval.task import Item
-from moesaic.eval.tasks.files import Split, load
+from moesaic.eval.tasks.drawn import ask
+from moesaic.eval.tasks.files import Split
 from moesaic.eval.tasks.generation import (
     ENDS_OF_TURN,
     FLEXIBLE_EXTRACT,
@@ -19,7 +20,7 @@ from moesaic.eval.tasks.generation import (
     PlainText,
 )
 from moesaic.eval.tasks.options import Options
-from moesaic.eval.tasks.prompts import Prompts, draw_examples
+from moesaic.eval.tasks.prompts import Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +72,17 @@ def find_task(name: str, options: Options) -> GenerationTask:
     language, is_direct = LANGUAGES[code], name.startswith(_DIRECT)
     whole = Filter("remove_whitespace", None)
     sentence = Filter("strict-match", language.pattern)
-    shots = options.shots or 0
     item = _reader(language, is_direct)
-    test = load(_split(code, "test", item, f"mgsm_{code}"), options.data)
-    train = load(_split(code, "train", item), options.data) if shots else None
-    pool = train.items if train else ()
+    test, train = _split(code, "test", item, f"mgsm_{code}"), _split(code, "train", item)
+    asked = ask(options, test, train, _VERSION)
     return GenerationTask(
         name=name,
-        items=draw_examples(options.first(test.items), pool, shots, options.seed),
-        prompts=Prompts(pool, delimiter="" if is_direct else " "),
+        items=asked.items,
+        prompts=Prompts(asked.pool, delimiter="" if is_direct else " "),
         filters=(whole if is_direct else sentence, FLEXIBLE_EXTRACT),
         stop=(language.question, *ENDS_OF_TURN),
         normalise=_NORMALISE,
-        description={
-            "version": _VERSION,
-            "shots": shots,
-            "data": {"test": test.origin, **({"train": train.origin} if train else {})},
-            **({"seed": options.seed} if train else {}),
-        },
+        description=asked.description,
     )
 
 
