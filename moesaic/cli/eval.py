@@ -47,19 +47,19 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
-    """Score a checkpoint on published tasks, with prompts and rules of lm-evaluation-harness.
+    """Score a checkpoint on published tasks, asked as lm-evaluation-harness asks.
 
-    Every score has its standard error and 95 % interval over items. With --base the same items are
-    compared one by one, which tells far smaller differences apart than two scores beside each
-    other. Nothing is fetched: --data holds the files, and where one is missing its name and fields
-    are told.
+    Every score has its standard error and 95 % interval over items. With --base
+    the same items are compared one by one, which tells far smaller differences
+    apart than two scores beside each other. Nothing is fetched: --data holds the
+    files, and where one is missing its name and fields are told.
 
-    With --out an evaluation that was stopped goes on where it was when the same command is given
-    again.
+    With --out the same command goes on with an evaluation that was stopped, and
+    one that is finished is shown again without asking anything.
 
-    Settings that --set changes: shots, limit, seed, chat, max_length, max_new_tokens, batch_tokens,
-    dtype, hold (disk where the model is larger than the memory), device, and allow_code, without
-    which programs that the model writes are not run.
+    Settings of --set: shots, seed, chat, max_length, max_new_tokens,
+    batch_tokens, dtype, hold (disk where the model is larger than the memory),
+    device, and allow_code, without which no program that the model writes is run.
     """
     from moesaic.config.eval import EvalConfig
     from moesaic.config.load import parse_changes

@@ -60,7 +60,7 @@ def evaluate(
     folder, shown = None if out is None else Path(out), display or Silent()
     if base is None:
         return _run(asker, asked, folder, shown)[0]
-    reference = _Base.of(Path(base), asked, asker.config, folder, shown)
+    reference = _Reference.of(Path(base), asked, asker.config, folder, shown)
     return _run(asker, asked, folder, shown, reference)[0]
 
 
@@ -81,7 +81,7 @@ Samples = Mapping[str, Sequence[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Base:
+class _Reference:
     """What a model is held against."""
 
     source: Source
@@ -97,7 +97,7 @@ class _Base:
         config: EvalConfig,
         out: Path | None,
         display: Display,
-    ) -> "_Base":
+    ) -> "_Reference":
         """The results in a folder, or those of the checkpoint in it."""
         if (folder / "config.json").is_file():
             place = None if out is None else out / BASE
@@ -133,7 +133,7 @@ def _run(
     asked: Sequence[_Asked],
     folder: Path | None,
     display: Display,
-    base: _Base | None = None,
+    base: _Reference | None = None,
 ) -> tuple[EvalResult, Samples]:
     """Ask everything, and write the results."""
     began, samples, results = time.monotonic(), {}, {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,11 @@ def answers(engine: Engine, requests: Sequence[Request]) -> list[Answer]:
     found = dict(engine.answer(requests))
     assert sorted(found) == list(range(len(requests)))
     return [found[place] for place in range(len(requests))]
+
+
+def near(value: float, within: float) -> Any:
+    """Equal to numbers that differ by rounding."""
+    return pytest.approx(value, abs=within)
 
 
 @torch.no_grad()
@@ -80,7 +86,7 @@ def test_a_likelihood_is_the_sum_over_the_continuations_tokens(
     tokens = len(ids) - len(tokenizer.encode_prompt(context))
     expected, is_greedy = log_p(model, ids, tokens)
     [found] = answers(Engine(model, tokenizer), [Likelihood(context, continuation)])
-    assert found == LikelihoodAnswer(pytest.approx(expected, abs=1e-4), is_greedy, tokens)
+    assert found == LikelihoodAnswer(near(expected, 1e-4), is_greedy, tokens)
 
 
 def test_the_likeliest_continuation_is_greedy(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -118,10 +124,10 @@ def test_an_empty_context_is_the_beginning_of_a_text(
     ids = [tokenizer.bos_id or 0, *tokenizer.encode("one two")]
     expected, is_greedy = log_p(model, ids, len(ids) - 1)
     found = answers(Engine(model, tokenizer), [Likelihood("", "one two"), Likelihood(" ", "two")])
-    assert found[0] == LikelihoodAnswer(pytest.approx(expected, abs=1e-4), is_greedy, len(ids) - 1)
+    assert found[0] == LikelihoodAnswer(near(expected, 1e-4), is_greedy, len(ids) - 1)
     spaced = [ids[0], *tokenizer.encode(" two")]
     assert found[1] == LikelihoodAnswer(
-        pytest.approx(log_p(model, spaced, len(spaced) - 1)[0], abs=1e-4), False, len(spaced) - 1
+        near(log_p(model, spaced, len(spaced) - 1)[0], 1e-4), False, len(spaced) - 1
     )
 
 
@@ -150,8 +156,8 @@ def test_every_token_of_a_long_text_is_predicted_once_with_as_much_before_it_as_
         expected += log_p(model, [*before, *ids[start:end]], end - start)[0]
     engine = Engine(model, tokenizer, EvalConfig(max_length=32))
     assert answers(engine, [Rolling(text), Rolling("")]) == [
-        RollingAnswer(pytest.approx(expected, abs=1e-3), len(ids)),
-        RollingAnswer(pytest.approx(log_p(model, [prefix, prefix], 1)[0], abs=1e-4), 1),
+        RollingAnswer(near(expected, 1e-3), len(ids)),
+        RollingAnswer(near(log_p(model, [prefix, prefix], 1)[0], 1e-4), 1),
     ]
     settings = {**tokenizer.settings, "add_bos_token": False}
     without = Engine(model, replace(tokenizer, settings=settings))
