@@ -54,124 +54,187 @@ struct Positions {
   }
 };
 
-constexpr int kKeys = 32;  // keys whose weights are computed before their values are summed
-
-inline float score(const float* key, const float* query, int width) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < width; i++) sum += key[i] * query[i];
-  return sum;
-}
-
-inline float score(const uint16_t* key, const uint16_t* query, int width) {
-#ifdef MOESAIC_AVX512
-  __m512 sum = _mm512_setzero_ps(), other = sum;
-  int i = 0;
-  for (; i + 64 <= width; i += 64) {
-    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(key + i),
-                           (__m512bh)_mm512_loadu_si512(query + i));
-    other = _mm512_dpbf16_ps(other, (__m512bh)_mm512_loadu_si512(key + i + 32),
-                             (__m512bh)_mm512_loadu_si512(query + i + 32));
-  }
-  for (; i < width; i += 32) {
-    __mmask32 inside = width - i >= 32 ? 0xffffffffu : (1u << (width - i)) - 1;
-    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(inside, key + i),
-                           (__m512bh)_mm512_maskz_loadu_epi16(inside, query + i));
-  }
-  return _mm512_reduce_add_ps(_mm512_add_ps(sum, other));
-#else
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < width; i++) sum += widen(key[i]) * widen(query[i]);
-  return sum;
-#endif
-}
+constexpr int kKeys = 32;   // keys whose weights are computed before their values are summed
+constexpr int kHeads = 4;   // heads that share keys, whose values are summed together
 
 inline float widened(float value) { return value; }
 inline float widened(uint16_t value) { return widen(value); }
 
-// sums = sums · before + Σ weight · value, over the keys of a piece.
+// out[k] is key k times the query, for `count` keys.
 template <typename T>
-inline void add_values(float* sums, int width, float before, const T* const* values,
-                       const float* weights, int count) {
-#pragma omp simd
-  for (int i = 0; i < width; i++) sums[i] *= before;
+inline void score(const T* const* keys, int count, const T* query, int width, float* out) {
   for (int k = 0; k < count; k++) {
-    const T* value = values[k];
-    float weight = weights[k];
+    const T* key = keys[k];
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < width; i++) sum += widened(key[i]) * widened(query[i]);
+    out[k] = sum;
+  }
+}
+
+// sums[h] = sums[h] · factors[h] + Σ weight · value over `count` values, for H heads that share them;
+// head h's weights begin at weights + h · kKeys.
+template <int H, typename T>
+inline void add_values(float* const* sums, const float* factors, const float* weights, int width,
+                       const T* const* values, int count) {
+  for (int h = 0; h < H; h++) {
+    float* mine = sums[h];
 #pragma omp simd
-    for (int i = 0; i < width; i++) sums[i] += weight * widened(value[i]);
+    for (int i = 0; i < width; i++) mine[i] *= factors[h];
+    for (int k = 0; k < count; k++) {
+      const T* value = values[k];
+      const float weight = weights[h * kKeys + k];
+#pragma omp simd
+      for (int i = 0; i < width; i++) mine[i] += weight * widened(value[i]);
+    }
   }
 }
 
 #ifdef MOESAIC_AVX512
-// Two keys at a time: their values side by side, multiplied and added in one instruction. Weights
-// are rounded to bfloat16, as the framework's attention does.
+// The sums of four vectors.
+inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
+  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+
+// Four keys at a time, so that their sums are taken together.
 template <>
-inline void add_values<uint16_t>(float* sums, int width, float before, const uint16_t* const* values,
-                                 const float* weights, int count) {
+inline void score<uint16_t>(const uint16_t* const* keys, int count, const uint16_t* query, int width,
+                            float* out) {
+  for (int k = 0; k < count; k += 4) {
+    const uint16_t* four[4];
+    for (int j = 0; j < 4; j++) four[j] = keys[std::min(k + j, count - 1)];
+    __m512 sums[4];
+    for (int j = 0; j < 4; j++) sums[j] = _mm512_setzero_ps();
+    for (int i = 0; i < width; i += 32) {
+      __mmask32 inside = width - i >= 32 ? 0xffffffffu : (1u << (width - i)) - 1;
+      __m512bh part = (__m512bh)_mm512_maskz_loadu_epi16(inside, query + i);
+      for (int j = 0; j < 4; j++) {
+        __m512bh key = (__m512bh)_mm512_maskz_loadu_epi16(inside, four[j] + i);
+        sums[j] = _mm512_dpbf16_ps(sums[j], part, key);
+      }
+    }
+    __m128 found = sums_of(sums[0], sums[1], sums[2], sums[3]);
+    if (k + 4 <= count) {
+      _mm_storeu_ps(out + k, found);
+    } else {
+      float last[4];
+      _mm_storeu_ps(last, found);
+      std::copy(last, last + count - k, out + k);
+    }
+  }
+}
+
+// Two values side by side, multiplied by their weights and added in one instruction. Weights are
+// rounded to bfloat16, as the framework's attention does.
+template <int H>
+inline void add_pairs(float* const* sums, const float* factors, const float* weights, int width,
+                      const uint16_t* const* values, int count) {
   alignas(64) static const uint16_t kLow[32] = {
-      0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
+      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const __m512 factor = _mm512_set1_ps(before);
-  int pairs = (count + 1) / 2;
-  __m512i joint[kKeys / 2];
-  for (int k = 0; k < pairs; k++) {
-    uint32_t second = 2 * k + 1 < count ? narrow(weights[2 * k + 1]) : 0;
-    joint[k] = _mm512_set1_epi32(int(second << 16 | narrow(weights[2 * k])));
-  }
+  const int pairs = (count + 1) / 2;
+  uint32_t joint[H][kKeys / 2];
+  for (int h = 0; h < H; h++)
+    for (int k = 0; k < pairs; k++) {
+      const float* both = weights + h * kKeys + 2 * k;
+      uint32_t second = 2 * k + 1 < count ? narrow(both[1]) : 0;
+      joint[h][k] = second << 16 | narrow(both[0]);
+    }
   for (int i = 0; i < width; i += 32) {
-    int left = width - i;
-    __mmask32 inside = left >= 32 ? 0xffffffffu : (1u << left) - 1;
-    __mmask16 first = uint16_t(inside), rest = uint16_t(inside >> 16);
-    __m512 sum0 = _mm512_mul_ps(_mm512_maskz_loadu_ps(first, sums + i), factor);
-    __m512 sum1 = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, sums + i + 16), factor);
+    const int left = width - i;
+    const __mmask32 inside = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    const __mmask16 first = uint16_t(inside), rest = uint16_t(inside >> 16);
+    __m512 sum[H][2];
+    for (int h = 0; h < H; h++) {
+      __m512 factor = _mm512_set1_ps(factors[h]);
+      sum[h][0] = _mm512_mul_ps(_mm512_maskz_loadu_ps(first, sums[h] + i), factor);
+      sum[h][1] = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, sums[h] + i + 16), factor);
+    }
     for (int k = 0; k < pairs; k++) {
       const uint16_t* second = values[2 * k + 1 < count ? 2 * k + 1 : 2 * k];
       __m512i a = _mm512_maskz_loadu_epi16(inside, values[2 * k] + i);
       __m512i b = _mm512_maskz_loadu_epi16(inside, second + i);
-      __m512bh weight = (__m512bh)joint[k];
-      sum0 = _mm512_dpbf16_ps(sum0, weight, (__m512bh)_mm512_permutex2var_epi16(a, low, b));
-      sum1 = _mm512_dpbf16_ps(sum1, weight, (__m512bh)_mm512_permutex2var_epi16(a, high, b));
+      __m512bh lower = (__m512bh)_mm512_permutex2var_epi16(a, low, b);
+      __m512bh upper = (__m512bh)_mm512_permutex2var_epi16(a, high, b);
+      for (int h = 0; h < H; h++) {
+        __m512bh weight = (__m512bh)_mm512_set1_epi32(int(joint[h][k]));
+        sum[h][0] = _mm512_dpbf16_ps(sum[h][0], weight, lower);
+        sum[h][1] = _mm512_dpbf16_ps(sum[h][1], weight, upper);
+      }
     }
-    _mm512_mask_storeu_ps(sums + i, first, sum0);
-    _mm512_mask_storeu_ps(sums + i + 16, rest, sum1);
+    for (int h = 0; h < H; h++) {
+      _mm512_mask_storeu_ps(sums[h] + i, first, sum[h][0]);
+      _mm512_mask_storeu_ps(sums[h] + i + 16, rest, sum[h][1]);
+    }
   }
 }
+
+template <>
+inline void add_values<1, uint16_t>(float* const* sums, const float* factors, const float* weights,
+                                    int width, const uint16_t* const* values, int count) {
+  add_pairs<1>(sums, factors, weights, width, values, count);
+}
+template <>
+inline void add_values<kHeads, uint16_t>(float* const* sums, const float* factors,
+                                         const float* weights, int width,
+                                         const uint16_t* const* values, int count) {
+  add_pairs<kHeads>(sums, factors, weights, width, values, count);
+}
 #endif
+
+// The running softmax of one head over the scores of a piece of keys: they become weights, and what
+// was summed before has to be multiplied by the factor that comes back.
+inline float soften(float* scores, int count, float& highest, float& total) {
+  const float before = highest;
+  for (int k = 0; k < count; k++) highest = std::max(highest, scores[k]);
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int k = 0; k < count; k++) sum += scores[k] = exponential(scores[k] - highest);
+  const float factor = exponential(before - highest);
+  total = total * factor + sum;
+  return factor;
+}
 
 // One query over the keys from `begin` to `end`; `state` of every head is begun here.
 template <typename T>
 void attend(const AttentionShape& shape, const T* query, const Positions<T>& cached, int64_t begin,
             int64_t end, float* state) {
-  float weights[kKeys];
-  const T* keys[kKeys];
-  const T* values[kKeys];
+  const int together = shape.shared_by % kHeads == 0 ? kHeads : 1, width = shape.value_width;
   for (int head = 0; head < shape.heads; head++) {
     float* mine = state + head * shape.state();
-    std::fill(mine, mine + shape.value_width, 0.0f);
-    mine[shape.value_width] = -1e30f;
-    mine[shape.value_width + 1] = 0.0f;
+    std::fill(mine, mine + width, 0.0f);
+    mine[width] = -1e30f;
+    mine[width + 1] = 0.0f;
   }
+  const T *rows[kKeys], *keys[kKeys], *values[kKeys];
+  float weights[kHeads * kKeys], factors[kHeads];
+  float* sums[kHeads];
   for (int64_t start = begin; start < end; start += kKeys) {
-    int count = int(std::min<int64_t>(kKeys, end - start));
-    for (int k = 0; k < count; k++) keys[k] = cached.at(start + k);
-    for (int head = 0; head < shape.heads; head++) {
-      float* mine = state + head * shape.state();
-      float &highest = mine[shape.value_width], &total = mine[shape.value_width + 1];
-      float before = highest;
+    const int count = int(std::min<int64_t>(kKeys, end - start));
+    for (int k = 0; k < count; k++) rows[k] = cached.at(start + k);
+    for (int first = 0; first < shape.heads; first += together) {
       for (int k = 0; k < count; k++) {
-        const T* key = keys[k] + shape.key_start(head);
-        weights[k] = score(key, query + int64_t(head) * shape.key_width, shape.key_width);
-        highest = std::max(highest, weights[k]);
-        values[k] = keys[k] + shape.values_from(head);
+        keys[k] = rows[k] + shape.key_start(first);
+        values[k] = rows[k] + shape.values_from(first);
       }
-      float factor = exponential(before - highest), sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int k = 0; k < count; k++) sum += weights[k] = exponential(weights[k] - highest);
-      total = total * factor + sum;
-      add_values<T>(mine, shape.value_width, factor, values, weights, count);
+      for (int h = 0; h < together; h++) {
+        sums[h] = state + (first + h) * shape.state();
+        const T* asked = query + int64_t(first + h) * shape.key_width;
+        score<T>(keys, count, asked, shape.key_width, weights + h * kKeys);
+        factors[h] = soften(weights + h * kKeys, count, sums[h][width], sums[h][width + 1]);
+      }
+      if (together == kHeads) {
+        add_values<kHeads, T>(sums, factors, weights, width, values, count);
+      } else {
+        add_values<1, T>(sums, factors, weights, width, values, count);
+      }
     }
   }
 }
