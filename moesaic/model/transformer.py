@@ -109,7 +109,7 @@ class Transformer(nn.Module):
             last_only: return the last position only.
         """
         hidden_BSD = self.hidden_states(ids_BS, positions_BS, documents_BS, cache, trace)
-        return self._head(hidden_BSD[:, -1:] if last_only else hidden_BSD)
+        return self.head(hidden_BSD[:, -1:] if last_only else hidden_BSD)
 
     def hidden_states(
         self,
@@ -125,6 +125,10 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(ids_BS.shape[1], documents_BS)
         return hidden_BSD
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states: [..., D] to [..., V]."""
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
     def loss(
         self,
@@ -202,9 +206,6 @@ class Transformer(nn.Module):
     def _embed(self, ids_BS: Tensor) -> Tensor:
         x_BSD = self.model.embed_tokens(ids_BS)
         return x_BSD if self.compute_dtype is None else x_BSD.to(self.compute_dtype)
-
-    def _head(self, hidden_BSD: Tensor) -> Tensor:
-        return F.linear(hidden_BSD, self.head_weight.to(hidden_BSD.dtype))
 
     @property
     def head_weight(self) -> Tensor:

@@ -1,0 +1,203 @@
+"""`Decoder`: feeds tokens to sequences whose caches lie in a pool, in the form that suits them.
+
+Letters: T tokens fed, D hidden, V vocabulary, B sequences, S positions fed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from moesaic.errors import RequestError
+from moesaic.infer.blocks import BlockPool, Held, PagedCache
+from moesaic.infer.native import NativeDecoder
+from moesaic.infer.prompts import PromptBatch
+from moesaic.kernels.native.pack import Form
+from moesaic.model.transformer import Transformer
+
+Wants = Literal["none", "last", "all"]
+"""Of which of the tokens fed logits are asked for."""
+
+_CHUNK = 512
+"""Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
+_FEW = 16
+"""Up to this many tokens the compiled form reads weights faster than a matmul multiplies them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """Tokens for one sequence."""
+
+    held: Held
+    ids: tuple[int, ...]
+    wants: Wants = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came out for one sequence."""
+
+    logits_TV: Tensor
+    """Float32, of the tokens that were asked for."""
+    hidden_TD: Tensor
+    """Normed hidden states of the same tokens, float32."""
+
+
+class Decoder(Protocol):
+    """Feeds tokens."""
+
+    @property
+    def model(self) -> Transformer:
+        """What they are fed to."""
+        ...
+
+    @property
+    def pool(self) -> BlockPool:
+        """Where the caches are."""
+        ...
+
+    def feed(self, fed: Sequence[Fed]) -> list[Found]:
+        """Feed tokens of several sequences, each named once; what they hold grows by them.
+
+        Raises:
+            RequestError: if the pool has too little room; nothing is fed then.
+        """
+        ...
+
+
+class TorchDecoder:
+    """Any model on any device, through `Transformer`."""
+
+    def __init__(self, model: Transformer, pool: BlockPool) -> None:
+        self.model, self.pool = model, pool
+
+    def feed(self, fed: Sequence[Fed]) -> list[Found]:
+        """See `Decoder`. Sequences go in one pass, prompts longer than a chunk in several."""
+        make_rooms(fed)
+        short = [one for one in fed if len(one.ids) <= _CHUNK]
+        found = {id(one.held): self._feed_in_chunks(one) for one in fed if len(one.ids) > _CHUNK}
+        if short:
+            each = zip(short, self._feed_once(short), strict=True)
+            found.update((id(one.held), got) for one, got in each)
+        return [found[id(one.held)] for one in fed]
+
+    def _feed_in_chunks(self, one: Fed) -> Found:
+        found = []
+        for start in range(0, len(one.ids), _CHUNK):
+            part = one.ids[start : start + _CHUNK]
+            is_last = start + _CHUNK >= len(one.ids)
+            wants = one.wants if one.wants == "all" or is_last else "none"
+            found.append(self._feed_once([Fed(one.held, part, wants)])[0])
+        return Found(
+            torch.cat([each.logits_TV for each in found]),
+            torch.cat([each.hidden_TD for each in found]),
+        )
+
+    @torch.inference_mode()
+    def _feed_once(self, fed: Sequence[Fed]) -> list[Found]:
+        model, lengths = self.model, [len(one.ids) for one in fed]
+        batch = PromptBatch.of([one.ids for one in fed], model.model.embed_tokens.weight.device)
+        cache = PagedCache([one.held for one in fed], lengths)
+        longest = batch.ids_BS.shape[1]
+        before = [one.held.length - (longest - n) for one, n in zip(fed, lengths, strict=True)]
+        positions_BS = torch.tensor(before).unsqueeze(1) + torch.arange(longest)
+        documents_BS = batch.documents_BS
+        if cache.documents is not None and documents_BS is None:
+            documents_BS = torch.ones_like(batch.ids_BS)
+        hidden_BSD = model.hidden_states(
+            batch.ids_BS,
+            positions_BS.clamp(min=0).to(batch.ids_BS.device),
+            documents_BS,
+            cache=cache,
+        )
+        counts = [_count(one) for one in fed]
+        asked = [row[longest - n :] for row, n in zip(hidden_BSD, counts, strict=True)]
+        logits_TV = model.head(torch.cat(asked)).float()
+        split = zip(logits_TV.split(counts), asked, strict=True)
+        return [Found(logits, hidden.float()) for logits, hidden in split]
+
+
+class CpuDecoder:
+    """On a CPU: few tokens through the compiled form, many through `TorchDecoder`.
+
+    With integer weights the compiled form alone has them, and takes prompts as well.
+    """
+
+    def __init__(self, model: Transformer, pool: BlockPool, form: Form = "weights") -> None:
+        """Describe the model to the compiled form.
+
+        Raises:
+            RequestError: if there is none, or it does not serve the model.
+        """
+        self.model, self.pool = model, pool
+        self._native = NativeDecoder(model, pool, form)
+        self._many = TorchDecoder(model, pool) if form == "weights" else None
+
+    def feed(self, fed: Sequence[Fed]) -> list[Found]:
+        """See `Decoder`."""
+        if self._many is not None and sum(len(one.ids) for one in fed) > _FEW:
+            return self._many.feed(fed)
+        make_rooms(fed)
+        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in fed]
+        flat = [(row, token) for row, one in enumerate(fed) for token in range(len(one.ids))]
+        for start in range(0, len(flat), self._native.most_tokens):
+            self._feed_piece(fed, flat[start : start + self._native.most_tokens], found)
+        return [Found(*map(torch.cat, zip(*each, strict=True))) for each in found]
+
+    def _feed_piece(
+        self,
+        fed: Sequence[Fed],
+        piece: Sequence[tuple[int, int]],
+        found: list[list[tuple[Tensor, Tensor]]],
+    ) -> None:
+        """One call; what it gives is added to what was found for each sequence."""
+        ids = [fed[row].ids[token] for row, token in piece]
+        asked = [
+            place
+            for place, (row, token) in enumerate(piece)
+            if token >= len(fed[row].ids) - _count(fed[row])
+        ]
+        logits, hidden = self._native.step(ids, [fed[row].held for row, _ in piece], asked)
+        of_row = [piece[place][0] for place in asked]
+        for row in dict.fromkeys(row for row, _ in piece):
+            mine = [i for i, owner in enumerate(of_row) if owner == row]
+            found[row].append((logits[mine], hidden[[asked[i] for i in mine]]))
+
+
+def build_decoder(model: Transformer, pool: BlockPool, form: Form = "weights") -> Decoder:
+    """The fastest decoder that serves a model where it is.
+
+    Raises:
+        RequestError: if integer weights are asked for and there is no compiled form.
+    """
+    try:
+        return CpuDecoder(model, pool, form)
+    except RequestError:
+        if form != "weights":
+            raise
+        return TorchDecoder(model, pool)
+
+
+def make_rooms(fed: Sequence[Fed]) -> None:
+    """Room for all that is fed, or for none of it.
+
+    Raises:
+        RequestError: if the pool has too little.
+    """
+    kept = [len(one.held.blocks) for one in fed]
+    try:
+        for one in fed:
+            one.held.make_room(len(one.ids))
+    except RequestError:
+        for one, n in zip(fed, kept, strict=True):
+            for block in one.held.blocks[n:]:
+                one.held.pool.give_back(block)
+            del one.held.blocks[n:]
+        raise
+
+
+def _count(one: Fed) -> int:
+    """Of how many tokens, the last ones, logits are asked for."""
+    return {"none": 0, "last": 1, "all": len(one.ids)}[one.wants]
