@@ -85,9 +85,10 @@ def scripted_model(answers: Mapping[str, Sequence[str]]) -> Any:
 
 def evaluate(model: Any, manager: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One call of the harness, with its arguments as settings."""
-    from lm_eval import simple_evaluate
+    import lm_eval
 
-    evaluated: Any = simple_evaluate(
+    call: Any = lm_eval.simple_evaluate
+    evaluated = call(
         model=model, task_manager=manager, bootstrap_iters=0, log_samples=True, **settings
     )
     return {
