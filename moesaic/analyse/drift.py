@@ -5,6 +5,7 @@ Letters: T tokens, E experts of a layer, K experts chosen per token.
 
 from dataclasses import dataclass
 from math import log
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ _TINY = torch.finfo(torch.float64).tiny
 class LayerDrift:
     """Sums over tokens of one layer."""
 
+    before_E: Tensor
+    """int64, tokens that chose each expert before."""
     first: int = 0
     """Tokens whose best choice is another expert."""
     choices: int = 0
@@ -30,10 +33,16 @@ class LayerDrift:
     pairs: int = 0
     """Choices."""
 
+    @classmethod
+    def zero(cls, experts: int, device: torch.device | str = "cpu") -> Self:
+        """Of no tokens."""
+        return cls(torch.zeros(experts, dtype=torch.int64, device=device))
+
     def add_(self, before: Seen, after: Seen) -> None:
         """Add the same tokens in both checkpoints."""
         assert before.scores_TE is not None
         assert after.scores_TE is not None
+        self.before_E += before.ids_TK.flatten().bincount(minlength=len(self.before_E))
         kept_TK = (after.ids_TK[:, :, None] == before.ids_TK[:, None, :]).any(2)
         self.first += int((after.ids_TK[:, 0] != before.ids_TK[:, 0]).sum())
         self.choices += int((~kept_TK).sum())
@@ -41,6 +50,11 @@ class LayerDrift:
         self.bits += float(score_divergence(before.scores_TE, after.scores_TE).sum())
         self.tokens += len(kept_TK)
         self.pairs += kept_TK.numel()
+
+    @property
+    def before(self) -> list[float]:
+        """Share of the choices that fell on each expert before."""
+        return (self.before_E.double() / self.before_E.sum().clamp(min=1)).tolist()
 
     @property
     def shares(self) -> dict[str, float]:

@@ -212,6 +212,7 @@ def drift(study: Study) -> dict[str, Any]:
     for name, of in study.domains.items():
         shares = [of.drift[layer].shares for layer in sorted(of.drift)]
         found[name] = {key: [share[key] for share in shares] for key in shares[0]}
+        found[name]["before"] = [of.drift[layer].before for layer in sorted(of.drift)]
     return {"layers": sorted(next(iter(study.domains.values())).drift), "domains": found}
 
 

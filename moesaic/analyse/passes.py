@@ -62,8 +62,8 @@ def from_text(
         "ablation": _ablation(subjects),
     }
     if subjects.why_no_drift is None and other is not None:
-        moved = drift_of_weights(other, reader, natural_layers(study), on_layer)
-        parts["drift"] = {**drift(study), **moved}
+        found = drift(study)
+        parts["drift"] = {**found, **drift_of_weights(other, reader, found["layers"], on_layer)}
     else:
         left_out["drift"] = subjects.why_no_drift or ""
     if parts["ablation"] is None:

@@ -56,8 +56,10 @@ per token, information and divergences in bits; ``null`` where there is nothing 
 ``drift``           null without another checkpoint. ``layers``; ``domains``: name → by layer
                     ``first``: tokens with another best choice, ``choices`` that are others,
                     ``tokens`` with such a choice, ``divergence`` of the scores from those before
-                    (Kullback–Leibler); ``moved`` [L][E] change of an expert's weights over their
-                    length, ``router`` [L][E] of its direction
+                    (Kullback–Leibler), ``before`` [L][E] share of the choices by the other
+                    checkpoint, as ``choices`` in ``loads``; beside them ``moved`` [L][E], the
+                    change of an expert's weights over their length, and ``router`` [L][E], that of
+                    its direction
 ``ablation``        null unless asked for. ``model`` and ``against`` (or null): ``tokens``,
                     ``natural``, and three curves of points: ``shared`` (shared experts off, with as
                     many routed ones more and without), ``disabled`` (the preferred ``ratio`` of

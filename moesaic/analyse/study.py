@@ -244,7 +244,10 @@ def _compare(of: DomainCounts, subjects: Subjects, batch: Batch, seen: Mapping[i
     of.losses_against.append(float(loss.next_token))
     if subjects.why_no_drift is None:
         for layer in before.keys() & seen.keys():
-            of.drift.setdefault(layer, LayerDrift()).add_(before[layer], seen[layer])
+            if layer not in of.drift:
+                experts = subjects.model.config.experts
+                of.drift[layer] = LayerDrift.zero(experts, batch.ids_BS.device)
+            of.drift[layer].add_(before[layer], seen[layer])
 
 
 def _first(seen: Seen, tokens: int) -> Seen:

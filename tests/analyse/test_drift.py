@@ -12,11 +12,12 @@ from moesaic.analyse.drift import LayerDrift, score_divergence
 
 def test_what_moved_is_counted_token_by_token() -> None:
     before, after = random_seen(40, seed=1), random_seen(40, seed=2)
-    drift = LayerDrift()
+    drift = LayerDrift.zero(8)
     drift.add_(before, after)
     pairs = list(zip(before.ids_TK.tolist(), after.ids_TK.tolist(), strict=True))
     moved = [len(set(new) - set(old)) for old, new in pairs]
-    found = drift.shares
+    found, chosen = drift.shares, before.ids_TK.flatten().tolist()
+    assert drift.before == pytest.approx([chosen.count(expert) / 120 for expert in range(8)])
     assert found["first"] == sum(old[0] != new[0] for old, new in pairs) / 40
     assert found["choices"] == sum(moved) / 120
     assert found["tokens"] == sum(map(bool, moved)) / 40
@@ -32,7 +33,7 @@ def test_what_moved_is_counted_token_by_token() -> None:
 def test_the_order_of_the_choices_after_the_best_does_not_count() -> None:
     scores_TE = torch.tensor([[0.5, 0.3, 0.2]])
     weights_TK = torch.ones(1, 3)
-    drift = LayerDrift()
+    drift = LayerDrift.zero(3)
     drift.add_(
         Seen(torch.tensor([[0, 1, 2]]), weights_TK, scores_TE),
         Seen(torch.tensor([[0, 2, 1]]), weights_TK, scores_TE),

@@ -78,6 +78,22 @@ def test_the_same_checkpoint_has_not_drifted_and_another_has(write_checkpoint: W
     assert "drift" not in other["left_out"]
 
 
+def test_where_tokens_went_before_is_what_the_other_checkpoint_does(
+    write_checkpoint: Write,
+) -> None:
+    one, other = write_checkpoint("v2"), write_checkpoint("v2", seed=5)
+    for name, of in _study(one, against=other)["drift"]["domains"].items():
+        assert of["before"] == _study(other)["loads"][name]["choices"]
+
+
+def test_layers_that_one_of_two_has_not_are_left_out_of_the_drift(write_checkpoint: Write) -> None:
+    one, other = write_checkpoint("v3"), write_checkpoint("v3", num_nextn_predict_layers=0)
+    found = _study(one, against=other)
+    assert found["layers"] == [1, 2, 3]
+    assert found["drift"]["layers"] == [1, 2]
+    assert len(found["drift"]["moved"]) == len(found["drift"]["router"]) == 2
+
+
 def test_the_loss_above_the_other_checkpoint_is_that_on_the_same_tokens(
     write_checkpoint: Write,
 ) -> None:
