@@ -38,7 +38,7 @@ def main() -> None:
 
 def _measure(case: Case, compiled: bool, quick: bool) -> dict:
     generator = torch.Generator().manual_seed(0)
-    settings = our_settings(case, compiled), peer_settings(case, compiled, quick)
+    settings = our_settings(case), peer_settings(case, compiled, quick)
     with tempfile.TemporaryDirectory() as folder:
         model = build_model(case.config, seed=0)
         weights = f"{folder}/weights"
@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "mid"])
     parser.add_argument("--families", nargs="+", choices=["v2", "v3"], default=["v2", "v3"])
     parser.add_argument("--threads", type=int, default=hardware()["cores"])
-    parser.add_argument("--compile", action="store_true", help="compiled decoding too, both sides")
+    parser.add_argument("--compile", action="store_true", help="let transformers decode compiled, too")
     parser.add_argument("--quick", action="store_true", help="tiny-v3 alone, few repetitions")
     options = parser.parse_args()
     if options.quick and "--sizes" not in sys.argv:

@@ -155,12 +155,9 @@ class Job:
         return cls(Case(**data["case"]), Setting(**data["setting"]), data["folder"])
 
 
-def our_settings(case: Case, compiled: bool) -> list[Setting]:
+def our_settings(case: Case) -> list[Setting]:
     """Every precision; casting float32 weights in every step only pays when they are trained."""
-    found = [Setting("moesaic", precision) for precision in _precisions(case)]
-    if compiled and case.task == "decode":
-        found += [Setting("moesaic", precision, compiled=True) for precision in _precisions(case)]
-    return found
+    return [Setting("moesaic", precision) for precision in _precisions(case)]
 
 
 def peer_settings(case: Case, compiled: bool, quick: bool) -> list[Setting]:

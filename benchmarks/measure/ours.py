@@ -10,7 +10,9 @@ from benchmarks.measure.cases import DECODED, Case, Job, Setting
 from benchmarks.measure.work import Evidence, Work
 from moesaic.config.train import TrainConfig
 from moesaic.data.batch import IGNORED, Batch
-from moesaic.infer.cache import KeyValueCache
+from moesaic.infer.blocks import Held
+from moesaic.infer.decoder import Fed, build_decoder
+from moesaic.infer.generate import pool_for
 from moesaic.model.build import load_model
 from moesaic.model.transformer import Transformer
 from moesaic.train.optim import build_optimizer
@@ -30,7 +32,7 @@ def prepare(job: Job) -> Work:
         return Work(_training(model, job.case, setting), n_parameters)
     model.requires_grad_(False)
     if job.case.task == "decode":
-        step, restart = _decoding(model, job.case, setting)
+        step, restart = _decoding(model, job.case)
         return Work(step, n_parameters, restart)
     step = _prefilling(model, job.case) if job.case.task == "prefill" else _forward(model, job.case)
     return Work(step, n_parameters)
@@ -77,35 +79,38 @@ def _forward(model: Transformer, case: Case) -> Callable[[], Tensor]:
 
 
 def _prefilling(model: Transformer, case: Case) -> Callable[[], Tensor]:
-    [ids_BS] = case.inputs(1)
+    prompt = tuple(case.inputs(1)[0][0].tolist())
+    pool = pool_for(model, [case.length])
+    decoder = build_decoder(model, pool)
 
-    @torch.inference_mode()
     def step() -> Tensor:
-        return model(ids_BS, cache=KeyValueCache(case.length), last_only=True)
+        held = Held(pool)
+        [found] = decoder.feed([Fed(held, prompt)])
+        held.release()
+        return found.logits_TV.unsqueeze(0)
 
     return step
 
 
-def _decoding(
-    model: Transformer, case: Case, setting: Setting
-) -> tuple[Callable[[], Tensor], Callable[[], None]]:
-    [ids_BS] = case.inputs(1)
-    cache = KeyValueCache(case.length + DECODED)
-    forward = torch.compile(model, dynamic=True) if setting.compiled else model
-    last_BS = ids_BS[:, -1:]
+def _decoding(model: Transformer, case: Case) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+    rows = [tuple(row) for row in case.inputs(1)[0].tolist()]
+    pool = pool_for(model, [case.length + DECODED] * len(rows))
+    decoder = build_decoder(model, pool)
+    held = [Held(pool) for _ in rows]
+    last = [row[-1] for row in rows]
 
-    @torch.inference_mode()
     def restart() -> None:
-        nonlocal cache, last_BS
-        cache = KeyValueCache(case.length + DECODED)
-        model(ids_BS[:, :-1], cache=cache, last_only=True)
-        last_BS = ids_BS[:, -1:]
+        nonlocal last
+        for one in held:
+            one.release()
+        decoder.feed([Fed(one, row[:-1]) for one, row in zip(held, rows, strict=True)])
+        last = [row[-1] for row in rows]
 
-    @torch.inference_mode()
     def step() -> Tensor:
-        nonlocal last_BS
-        logits_BSV = forward(last_BS, cache=cache)
-        last_BS = logits_BSV.argmax(-1)
+        nonlocal last
+        found = decoder.feed([Fed(one, (token,)) for one, token in zip(held, last, strict=True)])
+        logits_BSV = torch.stack([each.logits_TV for each in found])
+        last = logits_BSV[:, -1].argmax(-1).tolist()
         return logits_BSV
 
     return step, restart

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from moesaic.config.infer import GenerateConfig
 from moesaic.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from moesaic.errors import RequestError
-from moesaic.infer.cache import KeyValueCache
-from moesaic.infer.prompts import Prompt, PromptBatch, encode_prompts
+from moesaic.infer.blocks import BLOCK, BlockPool, Held
+from moesaic.infer.decoder import Fed, build_decoder
+from moesaic.infer.prompts import Prompt, encode_prompts
 from moesaic.infer.sample import sample
 from moesaic.infer.text import TextStream
 from moesaic.model.build import load_model
@@ -173,20 +173,21 @@ def draw_tokens(
     model: Transformer, rows: Sequence[Sequence[int]], config: GenerateConfig
 ) -> Iterator[list[int]]:
     """The tokens that follow rows of ids, one of every row at a time; nothing ends a row early."""
-    device = model.model.embed_tokens.weight.device
-    batch = PromptBatch.of(rows, device)
-    cache = KeyValueCache(batch.ids_BS.shape[1] + config.max_new_tokens)
+    pool = pool_for(model, [len(row) + config.max_new_tokens for row in rows])
+    decoder = build_decoder(model, pool)
+    held = [Held(pool) for _ in rows]
     generators = [torch.Generator().manual_seed(config.seed + row) for row in range(len(rows))]
+    fed = [Fed(one, tuple(row)) for one, row in zip(held, rows, strict=True)]
     for _ in range(config.max_new_tokens):
-        ids_B = sample(_feed(model, batch, cache), config, generators)
-        yield ids_B.tolist()
-        batch = batch.followed_by(ids_B)
+        logits_BV = torch.cat([found.logits_TV for found in decoder.feed(fed)])
+        tokens = sample(logits_BV, config, generators).tolist()
+        yield tokens
+        fed = [Fed(one, (token,)) for one, token in zip(held, tokens, strict=True)]
 
 
-@torch.inference_mode()
-def _feed(model: Transformer, batch: PromptBatch, cache: KeyValueCache) -> Tensor:
-    """Logits of the token after the batch: [B, V]."""
-    logits_BSV = model(
-        batch.ids_BS, batch.positions_BS, batch.documents_BS, cache=cache, last_only=True
-    )
-    return logits_BSV[:, -1]
+def pool_for(model: Transformer, lengths: Sequence[int]) -> BlockPool:
+    """A pool for sequences of these lengths, in the dtype the model computes in."""
+    weight = model.model.embed_tokens.weight
+    n_blocks = sum(-(-length // BLOCK) for length in lengths)
+    dtype = model.compute_dtype or weight.dtype
+    return BlockPool(model.config, n_blocks, dtype=dtype, device=weight.device)

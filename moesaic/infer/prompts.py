@@ -40,14 +40,6 @@ class PromptBatch:
         place_BS = torch.arange(longest, device=device) - missing
         return cls(ids_BS, place_BS.clamp(min=0), (place_BS >= 0).long())
 
-    def followed_by(self, ids_B: Tensor) -> "PromptBatch":
-        """The next pass: one more token for each row."""
-        if self.positions_BS is None or self.documents_BS is None:
-            return PromptBatch(ids_B.unsqueeze(1), None, None)
-        return PromptBatch(
-            ids_B.unsqueeze(1), self.positions_BS[:, -1:] + 1, self.documents_BS[:, -1:]
-        )
-
 
 def encode_prompts(
     prompts: str | Sequence[Prompt],
