@@ -16,7 +16,7 @@ SURFACE = {
     "routing": "folder --data --against --ablate --out --set --json",
     "merge": "base shards --out --method --trust --retain --json --set",
     "undo": "merged --out --json",
-    "absorb": "base adapter --out --json",
+    "absorb": "base adapter --out --trust --retain --json --set",
     "card": "folder --results --json --set",
     "generate": (
         "folder prompt --max-new-tokens --temperature --top-p --seed --dtype --device --json"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesaic.cli.absorb import given
 from moesaic.units import count
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def merge(
     from moesaic.checkpoint.check import check
     from moesaic.esft.merge import merge_shards
 
-    config = _config(method, trust or [], retain or [], changes or [])
+    config = _config(method, [*given(trust, retain), *(changes or [])])
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("merging", total=len(check(base).stored))
         merged = merge_shards(base, shards, out, lambda _: bar.advance(task), config)
@@ -75,17 +76,13 @@ def merge(
         _print(merged)
 
 
-def _config(method: str, trust: list[Path], retain: list[str], changes: list[str]) -> "MergeConfig":
+def _config(method: str, changes: list[str]) -> "MergeConfig":
     """The settings; what --set says comes last."""
     from moesaic.config.load import parse_changes
     from moesaic.config.merge import MergeConfig
 
-    given = [f"method={json.dumps(method, ensure_ascii=False)}"]
-    if trust:
-        given.append(f"trusted={json.dumps([str(path) for path in trust], ensure_ascii=False)}")
-    if retain:
-        given.append(f"retain.data={json.dumps(retain, ensure_ascii=False)}")
-    return parse_changes(MergeConfig, [*given, *changes])
+    said = f"method={json.dumps(method, ensure_ascii=False)}"
+    return parse_changes(MergeConfig, [said, *changes])
 
 
 def _print(merged: "Merge") -> None:
@@ -110,7 +107,7 @@ def _print(merged: "Merge") -> None:
             console = Console(highlight=False, width=120)
         console.print(_table(merged).to_rich())
     for one in merged.retained:
-        print(f"retained {one.data}: loss {one.before:.4f} → {one.after:.4f} ({one.rise:+.4f})")
+        print(one)
     print(_summary(merged))
 
 

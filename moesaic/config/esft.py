@@ -10,6 +10,7 @@ from moesaic.config.settings import Settings
 Score = Literal["token", "gate"]
 Variant = Literal["masked", "frozen-kept", "natural"]
 Hold = Literal["weights", "int8", "int4", "cpu", "disk"]
+HoldLinears = Literal["weights", "int8", "int4"]
 Part = Literal["router", "attention", "norm", "dense", "embedding", "head"]
 SCORE_TOKENS = 32 * 4096
 """Tokens experts are scored on unless a run says otherwise: those of ESFT, section 3.3."""
@@ -51,8 +52,13 @@ class EsftConfig(Settings):
     hold: Hold = "weights"
     """How experts that are not trained are held: as ``weights``; as group-wise integers of 8 or 4
     bits (``int8``, ``int4``); or not on the device, brought layer by layer from the ``cpu``'s
-    memory or the checkpoint on ``disk``. With `lora` that is all experts, and as integers the
-    linear layers too."""
+    memory or the checkpoint on ``disk``. With `lora` that is all experts."""
+    hold_linears: HoldLinears = "weights"
+    """How linear layers that are not trained are held: those of attention, dense layers and shared
+    experts, as ``weights`` or as such integers. With `lora` that is all of them."""
+    park_embedding: bool = False
+    """Whether the embedding stays in the memory of the CPU, and only the rows that a pass reads are
+    brought to the device. For models with a head of their own."""
     lora: LoraConfig | None = None
     """Train low-rank adapters beside the weights instead of the weights; None trains these."""
     shared_experts: bool = False
@@ -62,8 +68,8 @@ class EsftConfig(Settings):
     non_expert_modules: bool = False
     """Whether everything that is no expert is: all of `modules`."""
     sign_with: str | None = None
-    """A file with the Ed25519 private key, in PEM, that signs the shard; None leaves it unsigned.
-    Needs ``moesaic[sign]``."""
+    """A file with the Ed25519 private key, in PEM, that signs the shard or the adapter; None leaves
+    it unsigned. Needs ``moesaic[sign]``."""
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
@@ -98,6 +104,22 @@ class EsftConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _holds_small_what_is_not_trained(self) -> Self:
+        linears = self.non_expert_modules or {"attention", "dense"} <= set(self.modules)
+        if self.hold_linears != "weights" and linears and self.shared_experts:
+            raise ValueError(
+                f"hold_linears={self.hold_linears!r} has no use where all linear layers are "
+                "trained; remove it, or train fewer of modules"
+            )
+        embedding = self.non_expert_modules or "embedding" in self.modules
+        if self.park_embedding and embedding:
+            raise ValueError(
+                "park_embedding keeps the embedding off the device, where it is to be trained; "
+                "remove park_embedding, or 'embedding' from modules"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _adapters_alone(self) -> Self:
         for name in ("shared_experts", "modules", "non_expert_modules"):
             if self.lora is not None and getattr(self, name):
@@ -105,11 +127,6 @@ class EsftConfig(Settings):
                     f"{name} trains whole weights and lora only adapters; remove {name} and name "
                     "in lora.targets what has adapters, or remove lora"
                 )
-        if self.lora is not None and self.sign_with is not None:
-            raise ValueError(
-                "sign_with signs a shard, and with lora there is none but an adapter, in a form "
-                "that has no signature; remove sign_with"
-            )
         return self
 
     def _given(self, names: tuple[str, ...]) -> dict[str, Any]:

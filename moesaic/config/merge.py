@@ -25,7 +25,19 @@ class RetainConfig(Settings):
     """Where they are run."""
 
 
-class MergeConfig(Settings):
+class Conditions(Settings):
+    """Whose work is merged into a checkpoint, at what cost, and whether that can be undone."""
+
+    trusted: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Files with Ed25519 public keys, in PEM; with some, only what is signed with one is merged.
+    Needs ``moesaic[sign]``."""
+    keep_undo: bool = False
+    """Whether the base's bytes of every changed tensor are kept beside the merged ones."""
+    retain: RetainConfig | None = None
+    """What the merged model must still predict; None asks for nothing."""
+
+
+class MergeConfig(Conditions):
     """What is made of the shards, and on what conditions."""
 
     method: Method = "mean"
@@ -38,13 +50,6 @@ class MergeConfig(Settings):
     only: str | None = None
     """A JSON file that names the experts to take of the shards, in the published form; None takes
     all they hold."""
-    trusted: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Files with Ed25519 public keys, in PEM; with some, only shards signed with one are merged.
-    Needs ``moesaic[sign]``."""
-    keep_undo: bool = False
-    """Whether the base's bytes of every changed tensor are kept beside the merged ones."""
-    retain: RetainConfig | None = None
-    """What the merged model must still predict; None asks for nothing."""
 
     @model_validator(mode="after")
     def _has_what_the_method_reads(self) -> Self:

@@ -1,7 +1,9 @@
 """Merge an adapter into a checkpoint, or write it for tools that stack the experts of a layer."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +15,41 @@ from moesaic.checkpoint.header import DTYPE_NAMES, StoredTensor
 from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.names import SCALE
 from moesaic.config.lora import LoraConfig
+from moesaic.config.merge import Conditions
 from moesaic.config.model import ModelConfig
 from moesaic.errors import CheckpointError, ShardError
-from moesaic.esft.adapter import MANIFEST, Adapter, read_adapter
+from moesaic.esft.adapter import Adapter, read_adapter
+from moesaic.esft.manifest import MANIFEST, read_keys
 from moesaic.esft.peft import CONFIG, TENSORS, factor_names, peft_config
+from moesaic.esft.retention import Gate, Retained
 from moesaic.esft.rewrite import OnTensor, rewrite
+from moesaic.esft.undo import ABSORBED, keep
 from moesaic.kernels.quantise import BLOCK, FP8, quantise
 from moesaic.planner.inventory import TensorSpec, tensors
 
-RECORD = "adapter.json"
-"""What a checkpoint with an adapter merged into it says of that, beside its files."""
+
+@dataclass(frozen=True, slots=True)
+class Absorption:
+    """What adapter was merged into what."""
+
+    folder: Path
+    base: str
+    """Digest of the base."""
+    digest: str
+    """Digest of the merged checkpoint."""
+    adapter: Adapter
+    retained: tuple[Retained, ...]
+    """What the retention gate measured; empty without one."""
+
+    def record(self) -> dict[str, Any]:
+        """The merge as JSON; of an adapter from elsewhere there is nothing to say."""
+        said = self.adapter.manifest
+        return {
+            "base": self.base,
+            "digest": self.digest,
+            "adapter": None if said is None else said.model_dump(mode="json"),
+            "retained": {one.data: one.to_json() for one in self.retained},
+        }
 
 
 def merge_adapter(
@@ -30,7 +57,8 @@ def merge_adapter(
     adapter: Path | str,
     out: Path | str,
     on_tensor: OnTensor | None = None,
-) -> str:
+    conditions: Conditions | None = None,
+) -> Absorption:
     """Add an adapter to the weights of a checkpoint: ``W + scale · B · A``.
 
     The sum is taken in float64 and stored in the base's type. One tensor is in memory at a time;
@@ -41,30 +69,41 @@ def merge_adapter(
         adapter: its folder.
         out: where to; it must be empty or not exist, and appears when it is complete.
         on_tensor: called with the name of each tensor that was written.
-
-    Returns:
-        The digest of the merged checkpoint.
+        conditions: on which it is merged; None asks for nothing and keeps nothing.
 
     Raises:
-        ShardError: if the adapter was trained from another base.
+        ConfigError: if a file that ``conditions`` names cannot be read.
+        DataError: if the text of the retention gate cannot be read.
+        ShardError: if the adapter was trained from another base or is not signed as it should be,
+            or if the retention gate refuses the merge.
         CheckpointError: if base or adapter is damaged, ``out`` is not empty, or the disk is full.
 
     Source: LoRA (arXiv 2106.09685) section 4.1.
     """
-    out, reader = Path(out), Reader(base)
+    out, conditions = Path(out), conditions or Conditions()
     refuse_filled(out)
-    found, base_digest = read_adapter(adapter, reader.config), digest(base)
-    if found.manifest is not None and found.manifest.work.base != base_digest:
+    trusted, reader = read_keys(conditions.trusted), Reader(base)
+    found, base_digest = read_adapter(adapter, reader.config, trusted), digest(base)
+    _check_base(found, reader, base_digest)
+    absorber = _Absorber(reader, found)
+    gate = None if conditions.retain is None else Gate(conditions.retain, reader.folder)
+    with new_folder(out) as partial:
+        made = rewrite(reader, partial, absorber.make, on_tensor)
+        retained = () if gate is None else gate.judge(partial, "train the adapter for fewer steps")
+        absorption = Absorption(out, base_digest, made, found, retained)
+        if conditions.keep_undo:
+            keep(absorber.changed.values(), partial)
+        text = json.dumps(absorption.record(), indent=1) + "\n"
+        (partial / ABSORBED).write_text(text, encoding="utf-8")
+    return absorption
+
+
+def _check_base(adapter: Adapter, reader: Reader, base_digest: str) -> None:
+    if adapter.manifest is not None and adapter.manifest.work.base != base_digest:
         raise ShardError(
-            f"{found.folder / MANIFEST}: trained from base {found.manifest.work.base[:12]}, "
+            f"{adapter.folder / MANIFEST}: trained from base {adapter.manifest.work.base[:12]}, "
             f"{reader.folder} is {base_digest[:12]}; fetch the base that it was trained from"
         )
-    with new_folder(out) as partial:
-        merged = rewrite(reader, partial, _Absorber(reader, found).make, on_tensor)
-        said = None if found.manifest is None else found.manifest.model_dump(mode="json")
-        record = {"base": base_digest, "digest": merged, "adapter": said}
-        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return merged
 
 
 def stack_adapter(adapter: Path | str, model: ModelConfig, out: Path | str) -> None:
@@ -121,6 +160,8 @@ class _Absorber:
         self._reader, self._adapter = reader, adapter
         blocks = reader.config.quantization_config
         self._block = blocks.weight_block_size if blocks else BLOCK
+        self.changed: dict[str, StoredTensor] = {}
+        """What is not the base's any more, where the base has it."""
 
     def make(self, stored: StoredTensor) -> Tensor:
         """What there is to be where the base has this."""
@@ -130,6 +171,7 @@ class _Absorber:
         change = self._adapter.change(name)
         if not change.any():
             return read_tensor(stored)
+        self.changed[stored.name] = stored
         summed = self._reader.read(name).double() + change
         made = self._in_form_of(stored, summed)
         if not made.float().isfinite().all():

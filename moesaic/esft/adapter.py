@@ -1,14 +1,15 @@
 """An adapter: the low-rank factors that a run trained, in a folder that PEFT loads too.
 
 Beside PEFT's two files lies ``manifest.json``, which says from what and on what it was trained.
-Adapters from elsewhere have none.
+Adapters from elsewhere have none, and nobody vouches for them.
 """
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,11 +18,11 @@ from moesaic.checkpoint.atomic import new_folder
 from moesaic.checkpoint.digest import root
 from moesaic.checkpoint.files import LazyTensor, read_tensor, write_safetensors
 from moesaic.checkpoint.folder import inside
-from moesaic.checkpoint.header import StoredTensor, read_header, read_json
+from moesaic.checkpoint.header import StoredTensor, read_header
 from moesaic.config.lora import LoraConfig
 from moesaic.config.model import ModelConfig
-from moesaic.config.settings import Settings
-from moesaic.errors import CheckpointError, ConfigError, ShardError
+from moesaic.errors import CheckpointError, ShardError
+from moesaic.esft.manifest import MANIFEST, Manifest, Sign, Work, check_signature, digest_of
 from moesaic.esft.peft import (
     CONFIG,
     TENSORS,
@@ -33,34 +34,19 @@ from moesaic.esft.peft import (
     read_scaling,
 )
 from moesaic.esft.select import Selection
-from moesaic.esft.shard import Digest, Work, digest_of
 from moesaic.kernels.adapted import LowRank
 from moesaic.model.adapt import adapt_, adapters_of
 from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import TensorSpec, tensors
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-"""Version of the manifest that is written here, and the only one that is read."""
 
-
-class AdapterManifest(Settings):
+class AdapterManifest(Manifest):
     """What an adapter was trained from, and what it holds."""
 
-    format: Literal[1] = FORMAT
-    """Version of this form."""
-    model: Digest
-    """Digest of the model's settings."""
-    work: Work
-    """What was trained from, on what, and how long."""
-    selection: Selection
-    """The experts that were held, and which of them had adapters."""
+    kind: ClassVar[str] = "adapter"
+
     lora: LoraConfig
     """What was adapted."""
-    tensors: dict[str, Digest]
-    """Sha256 of each factor's bytes, by its name."""
-    root: Digest
-    """Digest of all factors: names, types, shapes and bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +91,22 @@ class Adapter:
 
 
 def write_adapter(
-    folder: Path | str, model: Transformer, lora: LoraConfig, selection: Selection, work: Work
+    folder: Path | str,
+    model: Transformer,
+    lora: LoraConfig,
+    selection: Selection,
+    work: Work,
+    sign: Sign | None = None,
 ) -> AdapterManifest:
     """Write the adapters of a model, whole or not at all.
+
+    Args:
+        folder: where to; new or empty.
+        model: with the adapters.
+        lora: what was adapted.
+        selection: the experts that were held, and which of them have adapters.
+        work: from what, on what, how long.
+        sign: makes the signature; None leaves the adapter unsigned.
 
     Raises:
         CheckpointError: if the folder is not empty, a factor holds values that are not finite, or
@@ -129,24 +128,28 @@ def write_adapter(
             tensors=digests,
             root=root(read_header(partial / TENSORS).tensors, digests),
         )
-        for name, values in (
-            (CONFIG, peft_config(lora, adapted)),
-            (MANIFEST, manifest.model_dump(mode="json")),
-        ):
-            (partial / name).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    return manifest
+        text = json.dumps(peft_config(lora, adapted), indent=1) + "\n"
+        (partial / CONFIG).write_text(text, encoding="utf-8")
+        return manifest.write(partial, sign)
 
 
-def read_adapter(folder: Path | str, model: ModelConfig) -> Adapter:
+def read_adapter(folder: Path | str, model: ModelConfig, trusted: Collection[str] = ()) -> Adapter:
     """An adapter for a model, ours or PEFT's.
 
+    Args:
+        folder: the adapter.
+        model: what it is for.
+        trusted: public keys, in hexadecimal; with some, only an adapter signed with one of them.
+
     Raises:
+        ConfigError: if it is signed and the package that verifies is not installed.
         CheckpointError: if it is damaged, is not plain LoRA, or has tensors that are none of the
             model's.
-        ShardError: if it was trained for another model.
+        ShardError: if its manifest is damaged, it was trained for another model, its signature
+            does not verify, or it is none of those trusted.
     """
     folder = Path(folder)
-    scaling, manifest = read_scaling(folder), _read_manifest(folder)
+    scaling, manifest = read_scaling(folder), _read_manifest(folder, trusted)
     if manifest is not None and manifest.model != digest_of(model):
         raise ShardError(
             f"{folder / MANIFEST}: trained for a model with other settings; give the adapter the "
@@ -204,11 +207,14 @@ def _is_whole(folder: Path, manifest: AdapterManifest, scaling: Scaling) -> bool
     return same and scaling == Scaling(manifest.lora.rank, manifest.lora.scale)
 
 
-def _read_manifest(folder: Path) -> AdapterManifest | None:
-    path = inside(folder, MANIFEST)
-    if not path.exists():
-        return None
-    try:
-        return AdapterManifest.parse(read_json(path), str(path))
-    except ConfigError as error:
-        raise CheckpointError(f"{error}; the manifest is damaged: fetch it again") from None
+def _read_manifest(folder: Path, trusted: Collection[str]) -> AdapterManifest | None:
+    if (folder / MANIFEST).exists():
+        manifest = AdapterManifest.read(folder)
+        check_signature(folder, manifest, trusted)
+        return manifest
+    if trusted:
+        raise ShardError(
+            f"{folder} has no {MANIFEST}, and only adapters signed with a trusted key are merged "
+            "here; ask for one that was trained with esft.sign_with, or leave it out"
+        )
+    return None

@@ -13,8 +13,9 @@ from moesaic.checkpoint.folder import inside
 from moesaic.checkpoint.header import DTYPE_NAMES, read_header
 from moesaic.checkpoint.load import Reader
 from moesaic.errors import CheckpointError, ShardError, suggest
+from moesaic.esft.manifest import MANIFEST, check_signature, digest_of
 from moesaic.esft.select import Selection
-from moesaic.esft.shard import MANIFEST, TENSORS, Manifest, Shard, digest_of, read_manifest
+from moesaic.esft.shard import TENSORS, Shard, ShardManifest
 from moesaic.planner.inventory import TensorSpec, tensors
 
 _CHANGED = "it was changed after training: fetch the shard again"
@@ -39,8 +40,8 @@ def check_shard(
             than it should, or values that are not finite.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    _check_signature(folder / MANIFEST, manifest, trusted)
+    manifest = ShardManifest.read(folder)
+    check_signature(folder, manifest, trusted)
     _check_base(folder, manifest, base, base_digest)
     expected = _expected(folder / MANIFEST, manifest.selection, base)
     try:
@@ -58,27 +59,7 @@ def check_shard(
     return shard
 
 
-def _check_signature(path: Path, manifest: Manifest, trusted: Collection[str]) -> None:
-    signature = manifest.signature
-    if signature is None:
-        if trusted:
-            raise ShardError(
-                f"{path} is not signed, and only shards signed with a trusted key are merged here; "
-                "ask for one that was trained with esft.sign_with, or leave it out"
-            )
-        return
-    if trusted and signature.key not in trusted:
-        raise ShardError(
-            f"{path} is signed with the key {signature.key[:12]}, which is none of those trusted; "
-            "trust that key too if you know whose it is, or leave the shard out"
-        )
-    from moesaic.esft.sign import verifies
-
-    if not verifies(signature, manifest.signed):
-        raise ShardError(f"{path} is not what the key {signature.key[:12]} signed; {_CHANGED}")
-
-
-def _check_base(folder: Path, manifest: Manifest, base: Reader, base_digest: str) -> None:
+def _check_base(folder: Path, manifest: ShardManifest, base: Reader, base_digest: str) -> None:
     for what, got, want in (
         ("base", manifest.work.base, base_digest),
         ("a model with the settings", manifest.model, digest_of(base.config)),

@@ -1,22 +1,24 @@
-"""Hold the experts that a slice does not train, in the form a run asks for.
+"""Hold what a slice does not train, in the form a run asks for: experts, and the rest.
 
 Letters: D hidden, F expert width.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from moesaic.checkpoint.load import Reader
-from moesaic.config.esft import Hold
+from moesaic.config.esft import Hold, HoldLinears
 from moesaic.errors import ConfigError
 from moesaic.kernels.grouped import FrozenExperts
 from moesaic.kernels.groupwise import Bits
 from moesaic.model.experts import Experts
 from moesaic.model.frozen import DenseExperts
-from moesaic.model.quantised import QuantisedExperts, Scratch
+from moesaic.model.parked import park_embedding_
+from moesaic.model.quantised import LinearRole, QuantisedExperts, Scratch, quantise_linears_
 from moesaic.model.streamed import FrozenLayer, Ring, StreamedExperts
 from moesaic.model.transfer import InMemory, OnDisk, Stacks, empty_stacks
 from moesaic.model.transformer import Transformer
@@ -48,6 +50,24 @@ def hold_frozen_(model: Transformer, reader: Reader, hold: Hold, dtype: torch.dt
         return
     for experts, of_layer in layers:
         experts.frozen = _held(experts, of_layer, hold, dtype)
+
+
+def hold_rest_(model: Transformer, linears: HoldLinears, park_embedding: bool) -> None:
+    """Hold the frozen linear layers as integers and the embedding on the CPU, where it is asked.
+
+    Args:
+        model: with its weights, what is trained requiring a gradient; adapters come afterwards.
+        linears: the form of attention, dense layers and shared experts.
+        park_embedding: whether the embedding leaves the device.
+
+    Raises:
+        CheckpointError: if a weight holds values that are not finite.
+        ConfigError: if the embedding is trained, or is the head as well.
+    """
+    if linears != "weights":
+        quantise_linears_(model, BITS[linears], get_args(LinearRole))
+    if park_embedding:
+        park_embedding_(model)
 
 
 class FrozenReader:

@@ -17,12 +17,13 @@ from moesaic.config.merge import MergeConfig
 from moesaic.errors import ShardError
 from moesaic.esft.check import check_shard
 from moesaic.esft.conflicts import Conflicts
+from moesaic.esft.manifest import read_keys
 from moesaic.esft.merger import Merger, Trained
 from moesaic.esft.retention import Gate, Retained
 from moesaic.esft.rewrite import OnTensor, rewrite
 from moesaic.esft.select import Selection, read_selection
 from moesaic.esft.shard import Shard
-from moesaic.esft.undo import RECORD, keep
+from moesaic.esft.undo import MERGED, keep
 from moesaic.planner.inventory import tensors
 
 
@@ -93,7 +94,7 @@ def merge_shards(
     """
     out, config = Path(out), config or MergeConfig()
     refuse_filled(out)
-    trusted, only = _trusted(config), config.only and read_selection(config.only)
+    trusted, only = read_keys(config.trusted), config.only and read_selection(config.only)
     reader, base_digest = Reader(base), digest(base)
     checked = _in_order([check_shard(shard, reader, base_digest, trusted) for shard in shards])
     trained = _trained(checked)
@@ -112,21 +113,13 @@ def merge_shards(
             trained=trained,
             parts=merger.parts,
             conflicts=merger.conflicts,
-            retained=() if gate is None else gate.judge(partial),
+            retained=() if gate is None else gate.judge(partial, "leave out a shard, lower scale"),
         )
         if config.keep_undo:
             keep(merger.changed.values(), partial)
         text = json.dumps(merge.record(), indent=1) + "\n"
-        (partial / RECORD).write_text(text, encoding="utf-8")
+        (partial / MERGED).write_text(text, encoding="utf-8")
     return merge
-
-
-def _trusted(config: MergeConfig) -> frozenset[str]:
-    if not config.trusted:
-        return frozenset()
-    from moesaic.esft.sign import read_public_key
-
-    return frozenset(read_public_key(path) for path in config.trusted)
 
 
 def _in_order(shards: Sequence[Shard]) -> tuple[Shard, ...]:
@@ -172,6 +165,7 @@ def _summary(shard: Shard) -> dict[str, Any]:
     return {
         "variant": work.variant,
         "hold": work.hold,
+        "hold_linears": work.hold_linears,
         "data": list(work.data),
         "fed": work.fed,
         "tokens": work.tokens,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -23,14 +22,15 @@ from moesaic.config.train import TrainConfig
 from moesaic.data.loader import Loader
 from moesaic.errors import CheckpointError, ConfigError
 from moesaic.esft.adapter import write_adapter
-from moesaic.esft.hold import BITS
+from moesaic.esft.hold import hold_rest_
+from moesaic.esft.manifest import Sign, Work
 from moesaic.esft.measure import Choice, choose_experts
 from moesaic.esft.park import load_frozen, load_slice
 from moesaic.esft.select import Selection, check_choice, read_selection
-from moesaic.esft.shard import ShardDtype, Signature, Work, write_shard
+from moesaic.esft.shard import ShardDtype, write_shard
 from moesaic.model.adapt import adapt_, fresh_factors
 from moesaic.model.build import torch_dtype
-from moesaic.model.quantised import LinearRole, quantise_linears_
+from moesaic.model.parked import check_parkable
 from moesaic.model.residency import layers_with_experts
 from moesaic.model.transformer import Transformer
 from moesaic.planner.adapters import adapted_tensors
@@ -108,7 +108,7 @@ def train_slice(
     if not made.exists():
         work = _work(config, esft, begun, result)
         if esft.lora is not None:
-            write_adapter(made, model, esft.lora, begun.selection, work)
+            write_adapter(made, model, esft.lora, begun.selection, work, sign)
         else:
             stored = _shard_dtype(reader, begun.selection)
             write_shard(made, model, begun.selection, work, stored, sign)
@@ -131,8 +131,8 @@ def _base_of(config: TrainConfig) -> Reader:
     return Reader(base)
 
 
-def _signer(esft: EsftConfig) -> Callable[[bytes], Signature] | None:
-    """What signs the shard; the key is read now, not when the training is over."""
+def _signer(esft: EsftConfig) -> Sign | None:
+    """What signs the shard or the adapter; the key is read now, not when the training is over."""
     if esft.sign_with is None:
         return None
     from moesaic.esft.sign import read_private_key, sign
@@ -144,6 +144,8 @@ def _check(config: TrainConfig, esft: EsftConfig, model: ModelConfig) -> None:
     """Refuse what cannot be trained before experts are scored."""
     check_fits(config, model)
     check_choice(esft, model)
+    if esft.park_embedding:
+        check_parkable(model)
     if esft.lora is not None:
         every = tuple(range(model.experts))
         adapted_tensors(model, esft.lora, dict.fromkeys(layers_with_experts(model), every))
@@ -159,16 +161,14 @@ def _load(
 ) -> Transformer:
     """What is trained, and what that needs to run."""
     dtype, compute = types_of(config.precision)
-    device, lora, hold = choose_device(config.device), esft.lora, esft.hold
-    if lora is None:
-        return load_slice(reader, selection, dtype, device, compute, config.recompute, hold)
-    held = selection.at_rest()
-    model = load_slice(reader, held, dtype, device, compute, config.recompute, hold)
-    if hold in BITS:
-        quantise_linears_(model, BITS[hold], get_args(LinearRole))
-    generator = torch.Generator().manual_seed(config.seed)
-    adapted = adapted_tensors(model.config, lora, selection.experts)
-    adapt_(model, adapted, fresh_factors(lora.rank, generator), lora.scale, torch_dtype(dtype))
+    held = selection if esft.lora is None else selection.at_rest()
+    device = choose_device(config.device)
+    model = load_slice(reader, held, dtype, device, compute, config.recompute, esft.hold)
+    hold_rest_(model, esft.hold_linears, esft.park_embedding)
+    if esft.lora is not None:
+        adapted = adapted_tensors(model.config, esft.lora, selection.experts)
+        make = fresh_factors(esft.lora.rank, torch.Generator().manual_seed(config.seed))
+        adapt_(model, adapted, make, esft.lora.scale, torch_dtype(dtype))
     return model
 
 
@@ -236,6 +236,7 @@ def _work(config: TrainConfig, esft: EsftConfig, begun: Slice, result: TrainResu
         run=config.model_dump(mode="json"),
         variant=esft.variant,
         hold=esft.hold,
+        hold_linears=esft.hold_linears,
         data=tuple(source.path for source in config.data.sources),
         fed=result.fed,
         tokens=result.tokens,

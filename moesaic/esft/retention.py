@@ -37,6 +37,10 @@ class Retained:
         """How much the loss rose; negative where it fell."""
         return self.after - self.before
 
+    def __str__(self) -> str:
+        loss = f"{self.before:.4f} → {self.after:.4f}"
+        return f"retained {self.data}: loss {loss} ({self.rise:+.4f})"
+
     def to_json(self) -> dict[str, Any]:
         """What the record of a merge says."""
         return {"tokens": self.tokens, "before": self.before, "after": self.after}
@@ -58,8 +62,12 @@ class Gate:
         """Text → its rows."""
         self._before = self._losses(base)
 
-    def judge(self, merged: Path) -> tuple[Retained, ...]:
+    def judge(self, merged: Path, instead: str) -> tuple[Retained, ...]:
         """The losses of a merged checkpoint beside the base's.
+
+        Args:
+            merged: its folder.
+            instead: what to do where the gate refuses, unless more is to be allowed.
 
         Raises:
             ShardError: if one rose by more than the bound, or is not finite.
@@ -71,7 +79,7 @@ class Gate:
         )
         refused = [one for one in found if not one.rise <= self._config.most_rise]
         if refused:
-            raise ShardError(_refusal(refused, self._config.most_rise))
+            raise ShardError(_refusal(refused, self._config.most_rise, instead))
         return found
 
     def _losses(self, folder: Path) -> dict[str, tuple[float, int]]:
@@ -95,7 +103,7 @@ def _read(data: str, config: RetainConfig, model: ModelConfig, tokenizer: Tokeni
     return HeldOut(batches, sum(text_bytes(batch, tokenizer) for batch in batches))
 
 
-def _refusal(refused: Sequence[Retained], most: float) -> str:
+def _refusal(refused: Sequence[Retained], most: float, instead: str) -> str:
     told = [
         f"the loss on {one.data} goes from {one.before:.4f} to {one.after:.4f}, up by "
         f"{one.rise:.4f} nats per token"
@@ -103,5 +111,5 @@ def _refusal(refused: Sequence[Retained], most: float) -> str:
     ]
     return (
         f"the merge is refused and nothing was written: {'; '.join(told)}, where "
-        f"retain.most_rise={most:g} is allowed; leave out a shard, lower scale, or allow more"
+        f"retain.most_rise={most:g} is allowed; {instead}, or allow more"
     )

@@ -1,4 +1,4 @@
-"""Ed25519 signatures: who vouches for a shard. Keys are PEM files, as OpenSSL writes them.
+"""Ed25519 signatures: who vouches for a shard or an adapter. Keys are PEM files, as of OpenSSL.
 
 The only file that needs the package cryptography: import it where a signature is made or verified.
 """
@@ -6,7 +6,7 @@ The only file that needs the package cryptography: import it where a signature i
 from pathlib import Path
 
 from moesaic.errors import ConfigError
-from moesaic.esft.shard import Signature
+from moesaic.esft.manifest import Signature
 
 try:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm

@@ -1,4 +1,4 @@
-"""Undo a merge: the base comes back from what the merge kept of it."""
+"""Undo a merge, of shards or of an adapter: the base comes back from what was kept of it."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,8 +13,8 @@ from moesaic.checkpoint.load import Reader
 from moesaic.errors import CheckpointError
 from moesaic.esft.rewrite import OnTensor, rewrite
 
-RECORD = "merge.json"
-"""What a merge writes about itself, beside the merged weights."""
+MERGED, ABSORBED = "merge.json", "adapter.json"
+"""What a merge of shards, and of an adapter, writes about itself beside the merged weights."""
 UNDO, KEPT = "undo", "base.safetensors"
 """Where the base's bytes lie: in a folder of its own, where no reader of checkpoints looks."""
 
@@ -63,11 +63,14 @@ def undo_merge(merged: Path | str, out: Path | str, on_tensor: OnTensor | None =
 
 
 def _base_of(merged: Path) -> str:
-    if not (merged / RECORD).exists():
-        raise CheckpointError(f"{merged} has no {RECORD}; give the folder of a merged checkpoint")
-    base = read_json(inside(merged, RECORD)).get("base")
+    record = next((name for name in (MERGED, ABSORBED) if (merged / name).exists()), None)
+    if record is None:
+        raise CheckpointError(
+            f"{merged} has no {MERGED} or {ABSORBED}; give the folder of a merged checkpoint"
+        )
+    base = read_json(inside(merged, record)).get("base")
     if not isinstance(base, str):
-        raise CheckpointError(f"{merged / RECORD} does not name a base; fetch it again")
+        raise CheckpointError(f"{merged / record} does not name a base; fetch it again")
     return base
 
 

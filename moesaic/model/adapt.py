@@ -94,7 +94,7 @@ class _Attach:
         self, model: Transformer, make: MakeFactors, scale: float, dtype: torch.dtype
     ) -> None:
         self.model, self.make, self.scale, self.dtype = model, make, scale, dtype
-        self.device = model.model.embed_tokens.weight.device
+        self.device = model.model.norm.weight.device
 
     def beside_linear(self, spec: TensorSpec) -> None:
         name = spec.name.removesuffix(".weight")

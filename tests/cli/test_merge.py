@@ -20,7 +20,7 @@ from moesaic.cli.main import main
 from moesaic.config.data import DataConfig
 from moesaic.config.model import ModelConfig
 from moesaic.data.bpe import train_on_sources
-from moesaic.esft.shard import read_manifest
+from moesaic.esft.shard import ShardManifest
 from moesaic.model.build import build_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -81,7 +81,7 @@ def _train(run: Run, folder: Path, name: str, *arguments: str) -> Path:
 
 def test_a_run_file_with_an_esft_table_makes_a_shard(run: Run, tmp_path: Path) -> None:
     shard = _train(run, tmp_path, "one")
-    manifest = read_manifest(shard)
+    manifest = ShardManifest.read(shard)
     assert manifest.work.base == digest(tmp_path / "base")
     assert {len(ids) for ids in manifest.selection.experts.values()} == {3}
     assert not (tmp_path / "one" / "model").exists()
@@ -97,7 +97,7 @@ def test_shards_are_merged_into_a_checkpoint_that_generates(run: Run, tmp_path: 
     assert f"{tmp_path / 'merged'}: 2 shards, 320 tokens | " in printed
     assert printed.endswith(f"digest {digest(tmp_path / 'merged', verify=True)}\n")
     for shard, told in zip(shards, ("128 tokens | 2 steps", "192 tokens | 3 steps"), strict=True):
-        line = f"{read_manifest(shard).digest[:12]}  {told} | {tmp_path / 'text.txt'}"
+        line = f"{ShardManifest.read(shard).digest[:12]}  {told} | {tmp_path / 'text.txt'}"
         assert line in printed
     status, printed, _ = run("generate", tmp_path / "merged", "Line", "--max-new-tokens", "4")
     assert status == 0
@@ -133,7 +133,7 @@ def _two_shards(run: Run, folder: Path) -> list[Path]:
 
 def test_where_shards_overlap_is_told_and_shown(run: Run, tmp_path: Path) -> None:
     shards = _two_shards(run, tmp_path)
-    held = [read_manifest(shard).selection.experts for shard in shards]
+    held = [ShardManifest.read(shard).selection.experts for shard in shards]
     both = sum(len(set(ids) & set(held[1][layer])) for layer, ids in held[0].items())
     status, printed, _ = run("merge", tmp_path / "base", *shards, "--out", tmp_path / "merged")
     assert status == 0
@@ -160,7 +160,7 @@ def test_a_merge_with_a_method_is_undone(run: Run, tmp_path: Path) -> None:
     assert json.loads(printed) == {"folder": str(tmp_path / "again"), "digest": digest(base)}
     status, _, told = run("undo", base, "--out", tmp_path / "none")
     assert status == 2
-    assert "has no merge.json; give the folder of a merged checkpoint" in told
+    assert "has no merge.json or adapter.json; give the folder of a merged checkpoint" in told
 
 
 def test_what_is_retained_is_told_or_the_merge_refused(run: Run, tmp_path: Path) -> None:

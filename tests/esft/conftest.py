@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from cryptography.hazmat.primitives import serialization as pem
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from slices import write_home
 from torch import Tensor
 
 from moesaic.checkpoint.digest import digest
@@ -14,9 +17,10 @@ from moesaic.checkpoint.names import place
 from moesaic.checkpoint.save import write
 from moesaic.config.model import ModelConfig
 from moesaic.data.batch import IGNORED, Batch
+from moesaic.esft.manifest import Work
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
-from moesaic.esft.shard import Work, write_shard
+from moesaic.esft.shard import write_shard
 from moesaic.model.build import build_model
 from moesaic.planner.inventory import TensorSpec
 
@@ -79,6 +83,13 @@ def make_base(tmp_path: Path, built_base: Callable[..., Path]) -> Callable[..., 
     return copy
 
 
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., ModelConfig]) -> Path:
+    """A text, and a checkpoint with a tokenizer for it; not to be changed."""
+    config = tiny_config("v3", vocab_size=300)
+    return write_home(tmp_path_factory.mktemp("home"), config, "bfloat16")
+
+
 EXPERTS = {1: (1, 2, 5), 2: (0, 3, 7)}
 
 
@@ -114,3 +125,26 @@ def make_shard(tmp_path: Path) -> Callable[..., Path]:
 def built_shard(tmp_path_factory: pytest.TempPathFactory, built_base: Callable[..., Path]) -> Path:
     """A shard of ``built_base("v2", "bfloat16")``, to copy."""
     return _write_shard(tmp_path_factory.mktemp("shards") / "v2", built_base("v2", "bfloat16"))
+
+
+def _write_key(folder: Path, name: str, key: Any, password: bytes | None = None) -> None:
+    """``<name>.pem`` and ``<name>.pub``."""
+    encryption = pem.BestAvailableEncryption(password) if password else pem.NoEncryption()
+    private = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, encryption)
+    public = key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
+    (folder / f"{name}.pem").write_bytes(private)
+    (folder / f"{name}.pub").write_bytes(public)
+
+
+@pytest.fixture
+def write_key() -> Callable[..., None]:
+    """``write_key(folder, name, key, password)``: both halves, as OpenSSL writes them."""
+    return _write_key
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder with the keys of Alice and of Bob."""
+    for name, byte in (("alice", b"a"), ("bob", b"b")):
+        _write_key(tmp_path, name, Ed25519PrivateKey.from_private_bytes(byte * 32))
+    return tmp_path

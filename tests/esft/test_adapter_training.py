@@ -2,46 +2,36 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from models import random_ids
+from slices import Run, run_in, stop_after, write_home
 
 from moesaic.checkpoint.digest import digest
 from moesaic.checkpoint.files import read_safetensors
-from moesaic.checkpoint.save import save
-from moesaic.config.data import DataConfig
 from moesaic.config.esft import EsftConfig
 from moesaic.config.model import ModelConfig
-from moesaic.config.train import TrainConfig
-from moesaic.data.bpe import train_on_sources
 from moesaic.errors import ConfigError
 from moesaic.esft.absorb import merge_adapter
-from moesaic.esft.adapter import load_adapter_, read_adapter
+from moesaic.esft.adapter import AdapterManifest, load_adapter_, read_adapter
 from moesaic.esft.recipe import train_slice
-from moesaic.model.build import build_model, load_model
+from moesaic.esft.sign import read_public_key
+from moesaic.model.build import load_model
 from moesaic.model.quantised import QuantisedLinear
 from moesaic.planner.adapters import adapted_tensors, adapter_size
 from moesaic.runlog import read_run
 from moesaic.train.state import saved_states
 
-Run = Callable[..., TrainConfig]
-
-_TEXT = "Line {n}: a router sends every token to a few experts, and line {m} says so again.\n"
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., ModelConfig]) -> Path:
     """A text, a checkpoint with a tokenizer for it, and the choice of its experts."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "lines.txt").write_text("\n".join(_TEXT.format(n=n, m=7 * n) for n in range(90)))
     config = tiny_config("v2", vocab_size=300, n_shared_experts=1)
-    save(folder / "base", config, build_model(config, seed=5).state_dict(), "float32")
-    data = DataConfig.parse({"sources": [{"path": str(folder / "lines.txt")}], "seq_len": 24})
-    train_on_sources(data, 300).save(folder / "base")
+    folder = write_home(tmp_path_factory.mktemp("home"), config, "float32")
     (folder / "chosen.json").write_text('{"experts": {"1": [7, 0, 2], "2": [1, 2, 3, 4]}}')
     return folder
 
@@ -50,32 +40,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., Mo
 def run(tmp_path: Path, home: Path) -> Run:
     """``run(folder, esft={…}, **changes)``: four steps of adapters of rank 2."""
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
-    source = {"path": str(tmp_path / "lines.txt"), "separator": "\n\n"}
 
     def build(folder: str = "run", esft: dict[str, Any] | None = None, **changes: Any):
-        settings = {
-            "folder": str(tmp_path / folder),
-            "model": str(tmp_path / "base"),
-            "device": "cpu",
-            "steps": 4,
-            "data": {"seq_len": 24, "sources": [source], "held_out_share": 0.2},
-            "batch": {"rows": 4, "micro_rows": 2},
-            "schedule": {"learning_rate": 1e-2, "warmup_steps": 1},
-            "esft": {
-                "selection": str(tmp_path / "chosen.json"),
-                "lora": {"rank": 2},
-                **(esft or {}),
-            },
-            **changes,
-        }
-        return TrainConfig.parse(settings)
+        adapters = {"selection": str(tmp_path / "chosen.json"), "lora": {"rank": 2}, **(esft or {})}
+        return run_in(tmp_path, tmp_path / folder, adapters, **changes)
 
     return build
-
-
-def _stop_after(steps: int) -> Callable[[], bool]:
-    asked: Iterator[bool] = iter([False] * steps + [True])
-    return lambda: next(asked)
 
 
 def _factors(adapter: Path | None) -> dict[str, torch.Tensor]:
@@ -138,7 +108,7 @@ def test_a_natural_runs_model_its_adapter_and_their_merge_have_the_same_logits(
 @pytest.mark.parametrize("precision", ["float32", "mixed"])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(run: Run, precision: str) -> None:
     whole = train_slice(run("whole", precision=precision))
-    stopped = train_slice(run("stopped", precision=precision), _stop_after(2))
+    stopped = train_slice(run("stopped", precision=precision), stop_after(2))
     assert stopped.shard is None
     resumed = train_slice(run("stopped", precision=precision))
     one, other = _factors(whole.shard), _factors(resumed.shard)
@@ -161,7 +131,8 @@ def test_adapters_beside_integers_learn_much_the_same(
 ) -> None:
     """All experts and all linear layers are integers then, those with adapters too."""
     held = train_slice(run("held", esft={"variant": variant}))
-    part = train_slice(run("part", esft={"variant": variant, "hold": hold}))
+    small = {"hold": hold, "hold_linears": hold, "park_embedding": True}
+    part = train_slice(run("part", esft={"variant": variant, **small}))
     model = part.training.model
     names = {name for name, m in model.named_modules() if isinstance(m, QuantisedLinear)}
     assert "model.layers.1.self_attn.kv_b_proj.base" in names
@@ -205,7 +176,7 @@ def test_scored_experts_have_adapters(run: Run) -> None:
     ("esft", "message"),
     [
         ({"selection": None, "experts": 3, "shared_experts": True}, "remove shared_experts and na"),
-        ({"sign_with": "key.pem"}, "sign_with signs a shard, and with lora there is none"),
+        ({"sign_with": "key.pem"}, "key.pem cannot be read"),
         ({"lora": {"rank": 2, "dropout": 0.1}}, r"esft\.lora\.dropout is not a setting"),
         ({"lora": {"rank": 9}}, r"lora\.rank=9 is more than .* lower it to at most 8"),
         ({"lora": {"rank": 2, "targets": ["k_proj"]}}, "names 'k_proj', which this model has not"),
@@ -227,9 +198,17 @@ def test_a_selection_that_trains_more_than_experts_is_refused(run: Run, tmp_path
 
 
 def test_going_on_with_another_rank_is_refused(run: Run) -> None:
-    train_slice(run(), _stop_after(1))
+    train_slice(run(), stop_after(1))
     with pytest.raises(ConfigError, match=r"esft\.lora\.rank was 2 and is 3"):
         train_slice(run(esft={"lora": {"rank": 3}}))
+
+
+def test_a_run_signs_its_adapter(run: Run, keys: Path) -> None:
+    found = train_slice(run(esft={"sign_with": str(keys / "alice.pem")})).shard
+    assert found is not None
+    signature = AdapterManifest.read(found).signature
+    assert signature is not None
+    assert signature.key == read_public_key(keys / "alice.pub")
 
 
 def test_masked_integers_need_adapters() -> None:

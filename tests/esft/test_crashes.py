@@ -12,10 +12,11 @@ from moesaic.checkpoint.atomic import PARTIAL
 from moesaic.checkpoint.digest import digest
 from moesaic.config.merge import MergeConfig
 from moesaic.errors import CheckpointError
+from moesaic.esft.manifest import Work
 from moesaic.esft.merge import merge_shards
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
-from moesaic.esft.shard import Work, read_manifest, write_shard
+from moesaic.esft.shard import ShardManifest, write_shard
 from moesaic.esft.undo import undo_merge
 
 MakeBase = Callable[..., Path]
@@ -50,7 +51,7 @@ def job(
 def _found(folder: Path) -> str:
     """What is there, as one digest."""
     is_shard = (folder / "manifest.json").exists()
-    return read_manifest(folder).digest if is_shard else digest(folder, verify=True)
+    return ShardManifest.read(folder).digest if is_shard else digest(folder, verify=True)
 
 
 def _survives(job: Job, folder: Path, numbers: list[int], expected: str) -> None:

@@ -15,10 +15,11 @@ from moesaic.checkpoint.files import read_tensor
 from moesaic.checkpoint.load import Reader
 from moesaic.data.batch import NOTHING_FED
 from moesaic.errors import CheckpointError, ShardError
+from moesaic.esft.manifest import Work
 from moesaic.esft.merge import merge_shards
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
-from moesaic.esft.shard import Work, read_manifest, write_shard
+from moesaic.esft.shard import ShardManifest, write_shard
 
 MakeBase = Callable[..., Path]
 MakeShard = Callable[..., Path]
@@ -148,7 +149,7 @@ def test_a_shard_without_tokens_has_no_part_in_a_mean(
     assert both.digest == merge_shards(base, [busy], tmp_path / "alone").digest
     parts = json.loads((tmp_path / "both" / "merge.json").read_text())["parts"]
     name = "model.layers.1.mlp.experts.5.up_proj.weight"
-    assert parts[name] == {read_manifest(busy).digest: 1.0}
+    assert parts[name] == {ShardManifest.read(busy).digest: 1.0}
 
 
 def test_experts_in_fp8_blocks_are_quantised_again_and_the_rest_keeps_its_bytes(
@@ -205,12 +206,13 @@ def test_the_record_tells_every_shards_part_of_every_tensor(
     second = make_shard("second", base, experts={1: (5, 6, 7)}, tokens=300)
     merge = merge_shards(base, [first, second], tmp_path / "merged")
     record = json.loads((tmp_path / "merged" / "merge.json").read_text())
-    one, two = read_manifest(first).digest, read_manifest(second).digest
+    one, two = ShardManifest.read(first).digest, ShardManifest.read(second).digest
     assert record["base"] == digest(base)
     assert record["digest"] == merge.digest == digest(tmp_path / "merged", verify=True)
     assert record["shards"][two] == {
         "variant": "masked",
         "hold": "weights",
+        "hold_linears": "weights",
         "data": ["math"],
         "fed": NOTHING_FED,
         "tokens": 300,
@@ -232,7 +234,7 @@ def test_the_record_tells_where_shards_disagree(
     record = json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert (record["overlap"]["experts"], record["overlap"]["others"]) == (1, 0)
     (pair,) = record["layers"]["1"]["pairs"]
-    assert sorted(pair["shards"]) == sorted(read_manifest(s).digest for s in (first, second))
+    assert sorted(pair["shards"]) == sorted(ShardManifest.read(s).digest for s in (first, second))
     assert (pair["cosine"], pair["opposed"]) == (pytest.approx(-1), 1.0)
     root = (3 * 16 * 8) ** 0.5
     assert sorted(pair["norms"]) == pytest.approx([0.25 * root, 0.5 * root])

@@ -14,7 +14,7 @@ from moesaic.config.merge import MergeConfig
 from moesaic.errors import ShardError
 from moesaic.esft.merge import Merge, merge_shards
 from moesaic.esft.select import Selection, write_selection
-from moesaic.esft.shard import read_manifest
+from moesaic.esft.shard import ShardManifest
 
 MakeBase = Callable[..., Path]
 MakeShard = Callable[..., Path]
@@ -66,7 +66,7 @@ def test_ties_takes_the_changes_of_the_elected_sign(
     before, after = Reader(base), Reader(tmp_path / "merged")
     expected = before.read(NAME).double() + 0.1 * (0.3 + 1.3) / 2
     torch.testing.assert_close(after.read(NAME).double(), expected, rtol=0, atol=1e-7)  # float32
-    weights = [merge.parts[NAME][read_manifest(shard).digest] for shard in shards]
+    weights = [merge.parts[NAME][ShardManifest.read(shard).digest] for shard in shards]
     assert weights == pytest.approx([0.0, 0.5, 0.5])
 
 

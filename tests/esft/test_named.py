@@ -1,7 +1,7 @@
 """Only what a slice names changes, from the base to the merged checkpoint: byte for byte, whatever
 the variant, the part that is trained, an interruption, and the way of merging."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +9,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from slices import run_in, stop_after
 
 from moesaic.checkpoint.check import check
 from moesaic.checkpoint.digest import digest
 from moesaic.checkpoint.files import read_tensor
 from moesaic.checkpoint.load import Reader
-from moesaic.checkpoint.save import save
-from moesaic.config.data import DataConfig
 from moesaic.config.merge import MergeConfig
-from moesaic.config.model import ModelConfig
 from moesaic.config.train import TrainConfig
-from moesaic.data.bpe import train_on_sources
 from moesaic.esft.absorb import merge_adapter
+from moesaic.esft.manifest import Work
 from moesaic.esft.merge import merge_shards
 from moesaic.esft.park import load_slice
 from moesaic.esft.recipe import train_slice
 from moesaic.esft.select import Selection
-from moesaic.esft.shard import Work, read_manifest, write_shard
-from moesaic.model.build import build_model
+from moesaic.esft.shard import ShardManifest, write_shard
 from moesaic.planner.inventory import tensors
 
 MakeBase = Callable[..., Path]
@@ -36,26 +33,14 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "kept": {"variant": "frozen-kept", "frozen_experts": 2},
     "natural": {"variant": "natural"},
     "natural in 8 bit": {"variant": "natural", "hold": "int8"},
-    "natural in 4 bit": {"variant": "natural", "hold": "int4"},
+    "natural in 4 bit": {"variant": "natural", "hold": "int4", "hold_linears": "int4"},
+    "with a parked embedding": {"hold_linears": "int8", "park_embedding": True},
     "natural from memory": {"variant": "natural", "hold": "cpu"},
     "natural from disk": {"variant": "natural", "hold": "disk"},
     "with shared experts": {"shared_experts": True},
     "with attention and norms": {"modules": ["attention", "norm"]},
     "with everything": {"variant": "natural", "shared_experts": True, "non_expert_modules": True},
 }
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., ModelConfig]) -> Path:
-    """A text, and a checkpoint with a tokenizer for it."""
-    home = tmp_path_factory.mktemp("home")
-    text = home / "text.txt"
-    text.write_text("".join(f"Line {n} has {n * n % 89} words.\n" for n in range(200)))
-    config = tiny_config("v3", vocab_size=300)
-    save(home / "base", config, build_model(config, seed=5).state_dict(), "bfloat16")
-    data = DataConfig.parse({"sources": [{"path": str(text)}], "seq_len": 24, "held_out_share": 0})
-    train_on_sources(data, 300).save(home / "base")
-    return home
 
 
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
@@ -66,20 +51,7 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _config(home: Path, folder: Path, esft: Mapping[str, Any], **changes: Any) -> TrainConfig:
-    source = {"path": str(home / "text.txt"), "separator": "\n"}
-    return TrainConfig.parse(
-        {
-            "folder": str(folder),
-            "model": str(home / "base"),
-            "device": "cpu",
-            "steps": 3,
-            "data": {"seq_len": 24, "sources": [source]},
-            "batch": {"rows": 4},
-            "schedule": {"learning_rate": 1e-2},
-            "esft": {"experts": 3, "score_tokens": 200, **esft},
-            **changes,
-        }
-    )
+    return run_in(home, folder, {"experts": 3, "score_tokens": 200, **esft}, steps=3, **changes)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -103,11 +75,10 @@ def _named(base: Path, selection: Selection) -> set[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_what_a_slice_names_changes(variant: str, home: Path, tmp_path: Path) -> None:
     config = _config(home, tmp_path / "run", VARIANTS[variant])
-    asked: Iterator[bool] = iter([False, True])
-    assert train_slice(config, lambda: next(asked)).shard is None  # stopped after a step
+    assert train_slice(config, stop_after(1)).shard is None
     shard = train_slice(config).shard
     assert shard is not None
-    selection = read_manifest(shard).selection
+    selection = ShardManifest.read(shard).selection
     for method in ("mean", "sum", "ties"):
         out = tmp_path / method
         merge_shards(home / "base", [shard], out, config=MergeConfig.parse({"method": method}))
@@ -129,14 +100,14 @@ def test_only_the_named_changes_whatever_the_optimizer(
     shard = train_slice(config).shard
     assert shard is not None
     merge_shards(home / "base", [shard], tmp_path / "merged")
-    named = _named(home / "base", read_manifest(shard).selection)
+    named = _named(home / "base", ShardManifest.read(shard).selection)
     assert _changed(home / "base", tmp_path / "merged") == named
 
 
 @pytest.mark.parametrize("hold", ["weights", "int4"])
 def test_only_weights_with_adapters_change(hold: str, home: Path, tmp_path: Path) -> None:
     lora = {"rank": 2, "targets": ["o_proj", "experts"]}
-    natural = {"variant": "natural", "hold": hold, "lora": lora}
+    natural = {"variant": "natural", "hold": hold, "hold_linears": hold, "lora": lora}
     found = train_slice(_config(home, tmp_path / "run", natural))
     assert found.shard is not None
     merge_adapter(home / "base", found.shard, tmp_path / "merged")

@@ -1,15 +1,14 @@
 """Slices whose frozen experts are integers: a full model with the weights that these stand for."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from slices import TRAINED, MakeBase, MakeBatch, loss_of, natural
 from torch import Tensor
 
 from moesaic.checkpoint.load import Reader
 from moesaic.config.esft import Hold
-from moesaic.data.batch import Batch
 from moesaic.esft.hold import BITS
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
@@ -25,21 +24,8 @@ from moesaic.model.quantised import QuantisedExperts, quantise_linears_
 from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import tensors
 
-MakeBase = Callable[..., Path]
-MakeBatch = Callable[..., Batch]
-
-TRAINED = Selection(experts={1: (5, 2, 1), 2: (0, 3, 7)})
 HOLDS: tuple[Hold, ...] = ("int8", "int4")
 STACKS = ("gate_up_proj", "down_proj")
-
-
-def _loss(model: Transformer, batch: Batch) -> Tensor:
-    found = model.loss(batch.ids_BS, batch.labels_BS, batch.positions_BS, batch.documents_BS)
-    return torch.stack([found.next_token, *found.mtp]).sum()
-
-
-def _natural(base: Path) -> Selection:
-    return TRAINED.natural(Reader(base).config)
 
 
 def _with_rounded_experts(base: Path, bits: Bits, trained: Selection = TRAINED) -> Transformer:
@@ -79,8 +65,8 @@ def test_it_has_loss_and_gradients_of_the_model_with_what_the_integers_stand_for
 ) -> None:
     base, batch = make_base(family), make_batch(3, 16, generator)
     full = _with_rounded_experts(base, BITS[hold])
-    part = load_slice(base, _natural(base), recompute=recompute, hold=hold)
-    expected, found = _loss(full, batch), _loss(part, batch)
+    part = load_slice(base, natural(base), recompute=recompute, hold=hold)
+    expected, found = loss_of(full, batch), loss_of(part, batch)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
     expected.backward()
     found.backward()
@@ -101,13 +87,13 @@ def test_a_step_leaves_every_byte_of_the_integers_and_moves_the_loss(
     generator: torch.Generator,
 ) -> None:
     base, batch = make_base("v3"), make_batch(2, 16, generator)
-    part = load_slice(base, _natural(base), compute_dtype=compute, hold=hold)
+    part = load_slice(base, natural(base), compute_dtype=compute, hold=hold)
     before = [(weight.values.clone(), weight.scales.clone()) for weight in _weights(part)]
     trained = [p for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.1, fused=True)
     losses: list[float] = []
     for _ in range(3):
-        loss = _loss(part, batch)
+        loss = loss_of(part, batch)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -120,7 +106,7 @@ def test_a_step_leaves_every_byte_of_the_integers_and_moves_the_loss(
 @pytest.mark.parametrize("hold", HOLDS)
 def test_it_holds_the_same_state_as_one_with_weights(hold: Hold, make_base: MakeBase) -> None:
     base = make_base("v2")
-    dense, part = (load_slice(base, _natural(base), hold=each) for each in ("weights", hold))
+    dense, part = (load_slice(base, natural(base), hold=each) for each in ("weights", hold))
     assert dense.state_dict().keys() == part.state_dict().keys()
     for name, tensor in dense.state_dict().items():
         assert torch.equal(part.state_dict()[name], tensor)
@@ -131,7 +117,7 @@ def test_its_frozen_experts_take_the_bytes_of_codes_and_scales(
     hold: Hold, bits: int, make_base: MakeBase
 ) -> None:
     base = make_base("v1")
-    part = load_slice(base, _natural(base), hold=hold)
+    part = load_slice(base, natural(base), hold=hold)
     width, inner = 16, 8
     rows = {width: 2 * inner, inner: width}  # of gate_up and down, by the width of a row
     an_expert = sum(count * (row * bits // 8 + 2) for row, count in rows.items())
@@ -149,7 +135,7 @@ def test_its_loss_is_near_that_of_the_weights(
 ) -> None:
     base, batch = make_base("v2"), make_batch(4, 32, generator)
     exact, rounded = (
-        _loss(load_slice(base, _natural(base), hold=each), batch).item()
+        loss_of(load_slice(base, natural(base), hold=each), batch).item()
         for each in ("weights", hold)
     )
     assert 0 < abs(rounded - exact) < most * exact
@@ -177,7 +163,7 @@ def test_adapters_beside_integers_learn_as_beside_what_these_stand_for(
     for model in (part, full):
         make = fresh_factors(2, torch.Generator().manual_seed(3))
         adapt_(model, adapted, make, 2.0, torch.float32)
-        _loss(model, batch).backward()
+        loss_of(model, batch).backward()
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(grads[0]) == 2 * (config.num_hidden_layers + 3)
     for found, expected in zip(*grads, strict=True):

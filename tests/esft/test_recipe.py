@@ -3,76 +3,58 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from slices import Run, run_in, stop_after, write_home
 
 from moesaic.checkpoint.check import check
 from moesaic.checkpoint.digest import digest
 from moesaic.checkpoint.files import read_safetensors
 from moesaic.checkpoint.load import Reader
-from moesaic.checkpoint.save import save
-from moesaic.config.data import DataConfig
+from moesaic.config.esft import EsftConfig
 from moesaic.config.model import ModelConfig
 from moesaic.config.train import TrainConfig
 from moesaic.data.batch import NOTHING_FED
-from moesaic.data.bpe import train_on_sources
 from moesaic.errors import CheckpointError, ConfigError
 from moesaic.esft.merge import merge_shards
 from moesaic.esft.recipe import train_slice
 from moesaic.esft.score import ExpertScores
 from moesaic.esft.select import select_experts, write_selection
-from moesaic.esft.shard import read_manifest
-from moesaic.model.build import build_model, load_model
+from moesaic.esft.shard import ShardManifest
+from moesaic.model.build import load_model
+from moesaic.model.parked import ParkedEmbedding
+from moesaic.model.quantised import QuantisedLinear
 from moesaic.runlog import read_run
 from moesaic.train.loop import train
-
-Run = Callable[..., TrainConfig]
-
-_TEXT = "Line {n}: a router sends every token to a few experts, and line {m} says so again.\n"
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., ModelConfig]) -> Path:
-    """A text, and a checkpoint with a tokenizer for it."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "lines.txt").write_text("\n".join(_TEXT.format(n=n, m=7 * n) for n in range(90)))
-    config = tiny_config("v3", vocab_size=300)
-    save(folder / "base", config, build_model(config, seed=5).state_dict(), "bfloat16")
-    data = DataConfig.parse({"sources": [{"path": str(folder / "lines.txt")}], "seq_len": 24})
-    train_on_sources(data, 300).save(folder / "base")
-    return folder
 
 
 @pytest.fixture
 def run(tmp_path: Path, home: Path) -> Run:
     """``run(folder, **changes)``: four steps on short lines, three experts of each layer."""
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
-    source = {"path": str(tmp_path / "lines.txt"), "separator": "\n\n"}
 
     def build(folder: str = "run", **changes: Any) -> TrainConfig:
-        settings = {
-            "folder": str(tmp_path / folder),
-            "model": str(tmp_path / "base"),
-            "device": "cpu",
-            "steps": 4,
-            "data": {"seq_len": 24, "sources": [source], "held_out_share": 0.2},
-            "batch": {"rows": 4, "micro_rows": 2},
-            "schedule": {"learning_rate": 1e-2, "warmup_steps": 1},
-            "esft": {"experts": 3, "score_tokens": 300},
-            **changes,
-        }
-        return TrainConfig.parse(settings)
+        esft = {"experts": 3, "score_tokens": 300}
+        return run_in(tmp_path, tmp_path / folder, **{"esft": esft, **changes})
 
     return build
 
 
-def _stop_after(steps: int) -> Callable[[], bool]:
-    asked: Iterator[bool] = iter([False] * steps + [True])
-    return lambda: next(asked)
+class Told:
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def step(self, seen: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def test_a_slice_is_scored_trained_written_and_merged(run: Run, tmp_path: Path) -> None:
@@ -86,7 +68,7 @@ def test_a_slice_is_scored_trained_written_and_merged(run: Run, tmp_path: Path) 
 
     assert result.shard is not None
     assert result.shard == tmp_path / "run" / "shard"
-    manifest = read_manifest(result.shard)
+    manifest = ShardManifest.read(result.shard)
     assert manifest.work.base == digest(base)
     assert manifest.work.run == config.model_dump(mode="json")
     assert (manifest.work.variant, manifest.work.hold) == ("masked", "weights")
@@ -128,7 +110,7 @@ def test_nothing_but_the_selected_experts_moves(run: Run, tmp_path: Path) -> Non
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_stopped_slice_goes_on_to_the_same_shard(steps: int, run: Run, tmp_path: Path) -> None:
     whole = train_slice(run("whole"))
-    stopped = train_slice(run("stopped"), _stop_after(steps))
+    stopped = train_slice(run("stopped"), stop_after(steps))
     assert stopped.shard is None
     assert stopped.training.interrupted
     scored = (tmp_path / "stopped" / "scores.json").stat().st_mtime_ns
@@ -136,7 +118,7 @@ def test_a_stopped_slice_goes_on_to_the_same_shard(steps: int, run: Run, tmp_pat
     assert (tmp_path / "stopped" / "scores.json").stat().st_mtime_ns == scored
     assert whole.shard is not None
     assert resumed.shard is not None
-    one, other = read_manifest(whole.shard), read_manifest(resumed.shard)
+    one, other = ShardManifest.read(whole.shard), ShardManifest.read(resumed.shard)
     assert one.tensors == other.tensors
     assert one.work.changed(run={}) == other.work.changed(run={})
 
@@ -145,11 +127,11 @@ def test_a_stopped_slice_goes_on_to_the_same_shard(steps: int, run: Run, tmp_pat
 def test_a_stopped_slice_beside_integers_goes_on_to_the_same_shard(hold: str, run: Run) -> None:
     esft = {"experts": 3, "score_tokens": 300, "variant": "natural", "hold": hold}
     whole = train_slice(run("whole", esft=esft))
-    train_slice(run("stopped", esft=esft), _stop_after(2))
+    train_slice(run("stopped", esft=esft), stop_after(2))
     resumed = train_slice(run("stopped", esft=esft))
     assert whole.shard is not None
     assert resumed.shard is not None
-    assert read_manifest(whole.shard).tensors == read_manifest(resumed.shard).tensors
+    assert ShardManifest.read(whole.shard).tensors == ShardManifest.read(resumed.shard).tensors
 
 
 def test_a_finished_slice_is_found_finished(run: Run) -> None:
@@ -181,16 +163,9 @@ def test_mixed_precision_trains_float32_experts_in_a_bfloat16_slice(run: Run) ->
 
 
 def test_scoring_says_how_far_it_is_and_what_was_chosen(run: Run) -> None:
-    told: list[str] = []
-
-    class Told:
-        def step(self, seen: object) -> None:
-            pass
-
-        def say(self, text: str) -> None:
-            told.append(text)
-
-    train_slice(run(), display=Told())
+    display = Told()
+    told = display.said
+    train_slice(run(), display=display)
     assert any(line.startswith("scored ") and line.endswith("of 300 tokens") for line in told)
     place = told.index("training 9 experts in 3 layers")
     assert re.match(r"the base makes \d+% of its choices .* tokens that were not", told[place + 1])
@@ -205,17 +180,10 @@ def test_coverage_and_a_picture_lie_beside_the_scores(run: Run, tmp_path: Path) 
 
 
 def test_a_natural_slice_tells_that_there_is_no_gap(run: Run, tmp_path: Path) -> None:
-    told: list[str] = []
-
-    class Told:
-        def step(self, seen: object) -> None:
-            pass
-
-        def say(self, text: str) -> None:
-            told.append(text)
-
+    display = Told()
+    told = display.said
     esft = {"experts": 3, "score_tokens": 300, "variant": "natural"}
-    train_slice(run(esft=esft), display=Told())
+    train_slice(run(esft=esft), display=display)
     assert any(line.endswith("as well, so routing leaves no gap") for line in told)
     assert not (tmp_path / "run" / "coverage.json").exists()
 
@@ -239,13 +207,13 @@ def test_settings_that_contradict_a_slice_are_refused_before_scoring(
 
 
 def test_going_on_with_other_settings_is_refused(run: Run) -> None:
-    train_slice(run(), _stop_after(1))
+    train_slice(run(), stop_after(1))
     with pytest.raises(ConfigError, match=r"esft\.experts was 3 and is 4"):
         train_slice(run(esft={"experts": 4, "score_tokens": 300}))
 
 
 def test_going_on_from_another_base_is_refused(run: Run, tmp_path: Path) -> None:
-    train_slice(run(), _stop_after(1))
+    train_slice(run(), stop_after(1))
     shard = train_slice(run("other")).shard
     assert shard is not None
     merge_shards(tmp_path / "base", [shard], tmp_path / "merged")
@@ -261,3 +229,50 @@ def test_going_on_from_another_base_is_refused(run: Run, tmp_path: Path) -> None
 def test_the_loop_alone_does_not_train_a_whole_model_where_a_slice_is_asked_for(run: Run) -> None:
     with pytest.raises(ConfigError, match="esft trains a part of the model"):
         train(run())
+
+
+@pytest.mark.parametrize("hold", ["int8", "int4"])
+def test_linear_layers_beside_a_slice_are_held_as_integers(hold: str, run: Run) -> None:
+    chosen = {"experts": 3, "score_tokens": 300}
+    exact = train_slice(run("exact", esft=chosen))
+    small = {"hold_linears": hold, "park_embedding": True, "modules": ["attention"]}
+    found = train_slice(run("small", esft={**chosen, **small}))
+    model = found.training.model
+    held = {name for name, m in model.named_modules() if isinstance(m, QuantisedLinear)}
+    assert {"model.layers.0.mlp.up_proj", "model.layers.1.mlp.shared_experts.down_proj"} < held
+    assert not any("self_attn" in name for name in held)  # those are trained
+    assert isinstance(model.model.embed_tokens, ParkedEmbedding)
+    assert found.shard is not None
+    work = ShardManifest.read(found.shard).work
+    assert (work.hold, work.hold_linears) == ("weights", hold)
+    losses = [read_run(one.training.folder.record).of("step")[0]["loss"] for one in (exact, found)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("esft", "message"),
+    [
+        (
+            {"hold_linears": "int8", "shared_experts": True, "non_expert_modules": True},
+            "hold_linears='int8' has no use where all linear layers are trained; remove it",
+        ),
+        (
+            {"park_embedding": True, "modules": ["embedding"]},
+            "park_embedding keeps the embedding off the device, where it is to be trained",
+        ),
+    ],
+)
+def test_what_is_trained_is_not_held_small(esft: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EsftConfig.parse({"experts": 3, **esft})
+
+
+def test_a_head_that_is_the_embedding_is_not_parked(
+    tmp_path: Path, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    config = tiny_config("v2", vocab_size=300, tie_word_embeddings=True)
+    write_home(tmp_path, config, "bfloat16")
+    esft = {"experts": 3, "score_tokens": 300, "park_embedding": True}
+    with pytest.raises(ConfigError, match=r"as its head \(tie_word_embeddings=true\)"):
+        train_slice(run_in(tmp_path, tmp_path / "run", esft))
+    assert not (tmp_path / "run" / "scores.json").exists()

@@ -16,9 +16,10 @@ from moesaic.checkpoint.files import read_safetensors, write_safetensors
 from moesaic.checkpoint.load import Reader
 from moesaic.errors import CheckpointError, ShardError
 from moesaic.esft.check import check_shard
+from moesaic.esft.manifest import Work, digest_of
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
-from moesaic.esft.shard import Manifest, Work, digest_of, read_manifest, write_shard
+from moesaic.esft.shard import ShardManifest, write_shard
 
 MakeBase = Callable[..., Path]
 MakeShard = Callable[..., Path]
@@ -69,7 +70,7 @@ def test_a_shard_holds_the_trained_experts_under_their_published_names(
 
 
 def test_a_manifest_says_what_was_trained_from_what(shard: Path, base: Path) -> None:
-    manifest = read_manifest(shard)
+    manifest = ShardManifest.read(shard)
     assert manifest.work.base == digest(base)
     assert manifest.model == digest_of(Reader(base).config)
     assert manifest.selection.experts == {1: (1, 2, 5), 2: (0, 3, 7)}
@@ -80,18 +81,18 @@ def test_a_manifest_says_what_was_trained_from_what(shard: Path, base: Path) -> 
 
 def test_a_manifest_is_written_and_read_back(shard: Path) -> None:
     text = json.loads((shard / "manifest.json").read_text())
-    assert text["format"] == 2
-    assert Manifest.parse(text) == read_manifest(shard)
+    assert text["format"] == 3
+    assert ShardManifest.parse(text) == ShardManifest.read(shard)
 
 
 def test_the_digest_of_a_shard_sees_its_tensors_and_its_work(
     make_shard: MakeShard, base: Path
 ) -> None:
-    first = read_manifest(make_shard("a", base))
-    again = read_manifest(make_shard("b", base))
+    first = ShardManifest.read(make_shard("a", base))
+    again = ShardManifest.read(make_shard("b", base))
     assert first.digest == again.digest
-    assert first.digest != read_manifest(make_shard("c", base, tokens=101)).digest
-    assert first.digest != read_manifest(make_shard("d", base, step=0.25)).digest
+    assert first.digest != ShardManifest.read(make_shard("c", base, tokens=101)).digest
+    assert first.digest != ShardManifest.read(make_shard("d", base, step=0.25)).digest
 
 
 def test_a_sound_shard_is_accepted(shard: Path, base: Path) -> None:
@@ -252,7 +253,7 @@ def test_a_file_cut_short_is_refused(shard: Path, base: Path) -> None:
     [
         (
             {"format": 1},
-            r"format=1 is not 2, the one that is read here; use the version of moesaic",
+            r"format=1 is not 3, the one that is read here; use the version of moesaic",
         ),
         ({"root": "abc"}, "root='abc' is not allowed; .* the manifest is damaged: fetch the shard"),
         ({"dtype": "int8"}, "dtype='int8' is not one of"),
@@ -265,23 +266,23 @@ def test_a_manifest_of_another_form_is_refused(
 ) -> None:
     _change(shard, **values)
     with pytest.raises(ShardError, match=rf"manifest\.json: {message}"):
-        read_manifest(shard)
+        ShardManifest.read(shard)
 
 
 def test_a_manifest_cut_short_is_refused(shard: Path) -> None:
     path = shard / "manifest.json"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ShardError, match=r"manifest\.json is not JSON .*fetch it again"):
-        read_manifest(shard)
+        ShardManifest.read(shard)
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"manifest\.json cannot be read .*give the folder of a"):
-        read_manifest(tmp_path)
+        ShardManifest.read(tmp_path)
 
 
 def test_a_link_out_of_the_shard_is_refused(shard: Path, tmp_path: Path) -> None:
     (shard / "manifest.json").rename(tmp_path / "elsewhere.json")
     (shard / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(ShardError, match=r"is a link to .*out of the folder"):
-        read_manifest(shard)
+        ShardManifest.read(shard)

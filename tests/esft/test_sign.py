@@ -8,26 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from moesaic.config.merge import MergeConfig
 from moesaic.errors import ConfigError, ShardError
 from moesaic.esft.merge import merge_shards
-from moesaic.esft.shard import read_manifest
+from moesaic.esft.shard import ShardManifest
 from moesaic.esft.sign import read_private_key, read_public_key, sign
 
 MakeBase = Callable[..., Path]
 MakeShard = Callable[..., Path]
-
-
-def _write_keys(folder: Path, name: str, key: Any, password: bytes | None = None) -> None:
-    encryption = pem.BestAvailableEncryption(password) if password else pem.NoEncryption()
-    private = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, encryption)
-    public = key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
-    (folder / f"{name}.pem").write_bytes(private)
-    (folder / f"{name}.pub").write_bytes(public)
 
 
 @pytest.fixture
@@ -36,11 +26,9 @@ def base(make_base: MakeBase) -> Path:
 
 
 @pytest.fixture
-def signed(base: Path, make_shard: MakeShard, tmp_path: Path) -> Path:
+def signed(base: Path, make_shard: MakeShard, keys: Path) -> Path:
     """A shard signed with ``alice.pem``; ``bob.pub`` is another key."""
-    for name, byte in (("alice", b"a"), ("bob", b"b")):
-        _write_keys(tmp_path, name, Ed25519PrivateKey.from_private_bytes(byte * 32))
-    key = read_private_key(tmp_path / "alice.pem")
+    key = read_private_key(keys / "alice.pem")
     return make_shard("signed", base, sign=partial(sign, key=key))
 
 
@@ -67,7 +55,7 @@ def test_a_shard_is_one_shard_signed_or_not(
     base: Path, signed: Path, make_shard: MakeShard
 ) -> None:
     plain = make_shard("plain", base)
-    assert read_manifest(plain).digest == read_manifest(signed).digest
+    assert ShardManifest.read(plain).digest == ShardManifest.read(signed).digest
     with pytest.raises(ShardError, match="is the same shard as"):
         merge_shards(base, [plain, signed], base.parent / "merged")
 
@@ -145,11 +133,13 @@ def test_without_the_package_it_is_named(
             _merge(base, signed, *trusted)
 
 
-def test_files_that_hold_no_key_are_refused(base: Path, signed: Path) -> None:
+def test_files_that_hold_no_key_are_refused(
+    base: Path, signed: Path, write_key: Callable[..., None]
+) -> None:
     home = base.parent
     (home / "text").write_text("no key")
-    _write_keys(home, "elliptic", generate_private_key(SECP256R1()))
-    _write_keys(home, "secret", read_private_key(home / "alice.pem"), b"word")
+    write_key(home, "elliptic", generate_private_key(SECP256R1()))
+    write_key(home, "secret", read_private_key(home / "alice.pem"), b"word")
     for name in ("text", "elliptic.pem", "alice.pub"):
         with pytest.raises(ConfigError, match=f"{name} holds no Ed25519 private key in PEM; make"):
             read_private_key(home / name)

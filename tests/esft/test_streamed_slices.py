@@ -1,32 +1,23 @@
 """Slices whose frozen experts are brought layer by layer equal those that hold them all."""
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from slices import MakeBase, MakeBatch, loss_of, natural, run_in
 from torch import Tensor
 
 from moesaic.checkpoint.load import Reader
-from moesaic.checkpoint.save import save
-from moesaic.config.data import DataConfig
 from moesaic.config.esft import Hold
-from moesaic.config.model import ModelConfig
-from moesaic.config.train import TrainConfig
 from moesaic.data.batch import Batch
-from moesaic.data.bpe import train_on_sources
 from moesaic.errors import CheckpointError
 from moesaic.esft.park import load_slice
 from moesaic.esft.recipe import train_slice
 from moesaic.esft.select import Selection
-from moesaic.model.build import build_model
 from moesaic.model.streamed import Ring, StreamedExperts
 from moesaic.model.transformer import Transformer
-
-MakeBase = Callable[..., Path]
-MakeBatch = Callable[..., Batch]
 
 STREAMED: tuple[Hold, ...] = ("cpu", "disk")
 MODELS = [
@@ -36,20 +27,14 @@ MODELS = [
     ("v3", "float32", None),
 ]
 """Family, type of what is trained, type of the products."""
-TRAINED = Selection(experts={1: (5, 2, 1), 2: (0, 3, 7)})
 UNEVEN = Selection(experts={1: (5,), 2: (0, 3, 7, 4)}, frozen={1: (0, 2, 3, 4, 7), 2: (6,)})
-
-
-def _loss(model: Transformer, batch: Batch) -> Tensor:
-    found = model.loss(batch.ids_BS, batch.labels_BS, batch.positions_BS, batch.documents_BS)
-    return torch.stack([found.next_token, *found.mtp]).sum()
 
 
 def _found(model: Transformer, batches: Iterable[Batch]) -> list[Tensor]:
     """The loss of each batch, and the gradients of all together, which are cleared."""
     losses: list[Tensor] = []
     for batch in batches:
-        loss = _loss(model, batch)
+        loss = loss_of(model, batch)
         loss.backward()
         losses.append(loss.detach())
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -82,7 +67,7 @@ def test_losses_and_gradients_are_the_same_bit_for_bit(
 ) -> None:
     base = make_base(family)
     batches = [make_batch(2, 16, generator) for _ in range(3)]
-    for selection in (TRAINED.natural(Reader(base).config), UNEVEN):
+    for selection in (natural(base), UNEVEN):
         held, streamed = (
             load_slice(base, selection, dtype, "cpu", compute, recompute, form)
             for form in ("weights", hold)
@@ -101,7 +86,7 @@ def test_whatever_type_the_checkpoint_stores_is_brought_in_that_of_the_products(
     generator: torch.Generator,
 ) -> None:
     base, batch = make_base("v3", stored), make_batch(2, 16, generator)
-    selection = TRAINED.natural(Reader(base).config)
+    selection = natural(base)
     held, streamed = (
         load_slice(base, selection, "float32", "cpu", "bfloat16", hold=form)
         for form in ("weights", hold)
@@ -114,13 +99,13 @@ def test_evaluation_and_steps_that_were_broken_off_leave_no_trace(
     hold: Hold, make_base: MakeBase, make_batch: MakeBatch, generator: torch.Generator
 ) -> None:
     base, batch = make_base("v3", num_hidden_layers=5), make_batch(2, 16, generator)
-    selection = TRAINED.natural(Reader(base).config)
+    selection = natural(base)
     held, streamed = (load_slice(base, selection, hold=form) for form in ("weights", hold))
     expected = _found(held, [batch])
     assert _same(_found(streamed, [batch]), expected)
     with torch.inference_mode():
-        assert torch.equal(_loss(streamed, batch), expected[0])
-    _loss(streamed, batch)  # no backward pass
+        assert torch.equal(loss_of(streamed, batch), expected[0])
+    loss_of(streamed, batch)  # no backward pass
     assert _same(_found(streamed, [batch]), expected)
     for break_off in range(len(_ring(streamed).layers)):
         _ring(streamed).ask(break_off)  # and nothing more of that pass
@@ -140,7 +125,7 @@ def test_a_file_that_is_gone_is_told_with_what_to_do_and_may_come_back(
     make_base: MakeBase, make_batch: MakeBatch, generator: torch.Generator
 ) -> None:
     base, batch = make_base("v2", num_hidden_layers=5), make_batch(2, 16, generator)
-    streamed = load_slice(base, TRAINED.natural(Reader(base).config), hold="disk")
+    streamed = load_slice(base, natural(base), hold="disk")
     expected = _found(streamed, [batch])
     base.rename(base.with_name("elsewhere"))
     with pytest.raises(CheckpointError, match=r"model-.*cannot be read .*; fetch the file again"):
@@ -150,42 +135,16 @@ def test_a_file_that_is_gone_is_told_with_what_to_do_and_may_come_back(
     assert _same(_found(streamed, [batch]), expected)
 
 
-_TEXT = "Line {n}: a router sends every token to a few experts, and line {m} says so again."
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., ModelConfig]) -> Path:
-    """A text, and a checkpoint with a tokenizer for it."""
-    folder = tmp_path_factory.mktemp("home")
-    lines = "\n\n".join(_TEXT.format(n=n, m=7 * n) for n in range(60))
-    (folder / "lines.txt").write_text(lines)
-    config = tiny_config("v3", vocab_size=300)
-    save(folder / "base", config, build_model(config, seed=5).state_dict(), "bfloat16")
-    data = DataConfig.parse({"sources": [{"path": str(folder / "lines.txt")}], "seq_len": 24})
-    train_on_sources(data, 300).save(folder / "base")
-    return folder
-
-
 @pytest.mark.parametrize("hold", STREAMED)
 @pytest.mark.parametrize("precision", ["float32", "mixed"])
 def test_a_run_comes_to_the_same_weights(
     precision: str, hold: Hold, home: Path, tmp_path: Path
 ) -> None:
     def run(hold: Hold) -> dict[str, Tensor]:
-        source = {"path": str(home / "lines.txt"), "separator": "\n\n"}
-        settings: dict[str, Any] = {
-            "folder": str(tmp_path / hold),
-            "model": str(home / "base"),
-            "device": "cpu",
-            "steps": 3,
-            "precision": precision,
-            "recompute": precision == "mixed",
-            "data": {"seq_len": 24, "sources": [source], "held_out_share": 0.2},
-            "batch": {"rows": 4, "micro_rows": 2},
-            "schedule": {"learning_rate": 1e-2, "warmup_steps": 1},
-            "esft": {"experts": 3, "score_tokens": 100, "variant": "natural", "hold": hold},
-        }
-        return train_slice(TrainConfig.parse(settings)).training.model.state_dict()
+        esft = {"experts": 3, "score_tokens": 100, "variant": "natural", "hold": hold}
+        changes = {"precision": precision, "recompute": precision == "mixed"}
+        config = run_in(home, tmp_path / hold, esft, steps=3, **changes)
+        return train_slice(config).training.model.state_dict()
 
     held, streamed = run("weights"), run(hold)
     assert held.keys() == streamed.keys()
@@ -207,7 +166,7 @@ def test_a_gpu_computes_the_same(
     held, streamed = (
         load_slice(
             base,
-            TRAINED.natural(Reader(base).config),
+            natural(base),
             "float32",
             "cuda",
             "bfloat16",

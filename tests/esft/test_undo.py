@@ -68,7 +68,7 @@ def test_a_merge_that_kept_nothing_cannot_be_undone(
 def test_a_checkpoint_that_was_not_merged_cannot_be_undone(
     make_base: MakeBase, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"has no merge\.json; give the folder of a merged"):
+    with pytest.raises(CheckpointError, match=r"has no merge\.json or adapter\.json; give"):
         undo_merge(make_base("v2"), tmp_path / "back")
 
 

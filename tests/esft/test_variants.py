@@ -1,40 +1,24 @@
 """Variants of a slice: the same experts trained, the others parked, kept or natural."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from slices import TRAINED, MakeBase, MakeBatch, loss_of, natural
 from torch import Tensor
 
 from moesaic.checkpoint.load import Reader
 from moesaic.config.esft import EsftConfig, Hold, Part
-from moesaic.data.batch import Batch
 from moesaic.errors import ConfigError
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
 from moesaic.model.build import load_model
 from moesaic.model.experts import Experts
-from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import tensors
 
-MakeBase = Callable[..., Path]
-MakeBatch = Callable[..., Batch]
-
-TRAINED = Selection(experts={1: (5, 2, 1), 2: (0, 3, 7)})
 KEPT = Selection(experts={1: (5, 2, 1), 2: (0, 3, 7)}, frozen={1: (0, 4), 2: (6,)})
 EXACT: tuple[Hold, ...] = ("weights", "cpu", "disk")
 FAMILIES = ("v1", "v2", "v3")
-
-
-def _loss(model: Transformer, batch: Batch) -> Tensor:
-    found = model.loss(batch.ids_BS, batch.labels_BS, batch.positions_BS, batch.documents_BS)
-    return torch.stack([found.next_token, *found.mtp]).sum()
-
-
-def _natural(base: Path) -> Selection:
-    return TRAINED.natural(Reader(base).config)
 
 
 @pytest.mark.parametrize("hold", EXACT)
@@ -49,8 +33,8 @@ def test_a_natural_slice_has_the_full_models_loss_and_gradients(
     generator: torch.Generator,
 ) -> None:
     base, batch = make_base(family), make_batch(3, 16, generator)
-    full, part = load_model(base), load_slice(base, _natural(base), recompute=recompute, hold=hold)
-    expected, found = _loss(full, batch), _loss(part, batch)
+    full, part = load_model(base), load_slice(base, natural(base), recompute=recompute, hold=hold)
+    expected, found = loss_of(full, batch), loss_of(part, batch)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
     expected.backward()
     found.backward()
@@ -68,8 +52,8 @@ def test_a_kept_slice_computes_what_one_with_all_of_them_trained_does(
 ) -> None:
     base, batch = make_base("v2"), make_batch(3, 16, generator)
     both = {layer: (*ids, *KEPT.frozen[layer]) for layer, ids in KEPT.experts.items()}
-    expected = _loss(load_slice(base, Selection(experts=both)), batch)
-    assert torch.equal(_loss(load_slice(base, KEPT, hold=hold), batch), expected)
+    expected = loss_of(load_slice(base, Selection(experts=both)), batch)
+    assert torch.equal(loss_of(load_slice(base, KEPT, hold=hold), batch), expected)
 
 
 @pytest.mark.parametrize("compute", [None, "bfloat16"])
@@ -84,18 +68,18 @@ def test_a_change_of_the_trained_experts_is_seen_at_once(
     generator: torch.Generator,
 ) -> None:
     base, batch = make_base("v2", dtype), make_batch(2, 12, generator)
-    part = load_slice(base, _natural(base), dtype, compute_dtype=compute, hold=hold)
+    part = load_slice(base, natural(base), dtype, compute_dtype=compute, hold=hold)
     full = load_model(base, dtype, compute_dtype=compute)
-    before = _loss(part, batch).item()
+    before = loss_of(part, batch).item()
     with torch.no_grad():
         for layer, ids in TRAINED.experts.items():
             whole, stack = full.moe_layers()[layer].experts, part.moe_layers()[layer].experts
             for name in ("gate_up_proj", "down_proj"):
                 getattr(stack, name).mul_(3.0)
                 getattr(whole, name)[sorted(ids)] *= 3.0
-    after = _loss(part, batch)
+    after = loss_of(part, batch)
     assert abs(after.item() - before) > 1e-3
-    torch.testing.assert_close(after, _loss(full, batch), rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(after, loss_of(full, batch), rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("hold", EXACT)
@@ -103,10 +87,10 @@ def test_a_step_of_a_fused_optimizer_is_seen_at_once(
     hold: Hold, make_base: MakeBase, make_batch: MakeBatch, generator: torch.Generator
 ) -> None:
     base, batch = make_base("v2"), make_batch(2, 12, generator)
-    part = load_slice(base, _natural(base), compute_dtype="bfloat16", hold=hold)
+    part = load_slice(base, natural(base), compute_dtype="bfloat16", hold=hold)
     trained = [p for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.1, fused=True)  # which leaves no trace of a change
-    _loss(part, batch).backward()
+    loss_of(part, batch).backward()
     optimizer.step()
     for moe in part.moe_layers().values():
         stacks, parameters = _stacks_of(moe.experts), (*moe.experts.parameters(),)
@@ -119,12 +103,12 @@ def test_a_step_leaves_every_frozen_expert_as_it_was(
     hold: Hold, make_base: MakeBase, make_batch: MakeBatch, generator: torch.Generator
 ) -> None:
     base = make_base("v3")
-    part, batch = load_slice(base, _natural(base), hold=hold), make_batch(2, 16, generator)
+    part, batch = load_slice(base, natural(base), hold=hold), make_batch(2, 16, generator)
     stores = {layer: moe.experts for layer, moe in part.moe_layers().items()}
     held = {layer: _frozen_of(experts) for layer, experts in stores.items()}
     optimizer = torch.optim.AdamW([p for p in part.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
-        _loss(part, batch).backward()
+        loss_of(part, batch).backward()
         optimizer.step()
     for layer, experts in stores.items():
         for now, before in zip(_frozen_of(experts), held[layer], strict=True):
@@ -153,7 +137,7 @@ def test_a_layer_without_trained_experts_holds_them_all_frozen(make_base: MakeBa
 
 def test_trained_and_frozen_experts_of_one_type_are_held_once(make_base: MakeBase) -> None:
     base = make_base("v1", "bfloat16")
-    part = load_slice(base, _natural(base), "bfloat16")
+    part = load_slice(base, natural(base), "bfloat16")
     for moe in part.moe_layers().values():
         stacks = _stacks_of(moe.experts)
         assert stacks[0].data_ptr() == moe.experts.gate_up_proj.data_ptr()

@@ -12,8 +12,8 @@ from moesaic.config.lora import LoraConfig
 from moesaic.config.model import ModelConfig
 from moesaic.esft.absorb import stack_adapter
 from moesaic.esft.adapter import load_adapter_, write_adapter
+from moesaic.esft.manifest import Work
 from moesaic.esft.select import Selection
-from moesaic.esft.shard import Work
 from moesaic.kernels.adapted import LowRank
 from moesaic.model.adapt import adapt_
 from moesaic.model.transformer import Transformer
