@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "mid"])
     parser.add_argument("--families", nargs="+", choices=["v2", "v3"], default=["v2", "v3"])
     parser.add_argument("--threads", type=int, default=hardware()["cores"])
-    parser.add_argument("--compile", action="store_true", help="let transformers decode compiled, too")
+    parser.add_argument("--compile", action="store_true", help="transformers compiled, too")
     parser.add_argument("--quick", action="store_true", help="tiny-v3 alone, few repetitions")
     options = parser.parse_args()
     if options.quick and "--sizes" not in sys.argv:
