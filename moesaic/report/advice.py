@@ -257,7 +257,9 @@ def _learned(variants: list[Variant]) -> Claim:
         + (f"; of {listed(unsure)} it cannot be told." if unsure else ".")
     )
     whole = "better" if better else "unclear" if unsure else "worse"
-    return Claim(whole, text, "Intervals are over seeds; all but those named exclude 0.")
+    seeds = plural(max(len(one.runs) for one in variants), "seed")
+    detail = f"Intervals over {seeds} exclude 0" + (" but for those named." if unsure else ".")
+    return Claim(whole, text, detail if better else "")
 
 
 def _forgot(variants: list[Variant]) -> Claim:
@@ -291,7 +293,8 @@ def _limits(study: Study, variants: list[Variant]) -> str:
         f"intervals over {plural(seeds, 'seed')} say how much the order of the data matters, not "
         "how another base, task or size would come out. "
         + (f"{tuned} " if tuned else "")
-        + f"Measured on {hardware.get('cpu')}, {hardware.get('cores')} cores, "
+        + "What a variant needs in memory on a larger model is planned by moesaic plan MODEL. "
+        f"Measured on {hardware.get('cpu')}, {hardware.get('cores')} cores, "
         f"{study.found.threads} threads; speeds of one machine, "
         f"{count(study.found.base.rows * study.found.base.seq_len)} tokens a step."
     )

@@ -21,7 +21,6 @@ HOST = "127.0.0.1"
 _NAMES = frozenset({HOST, "localhost"})
 """What a browser on this machine calls it: a page of another name may not read this one."""
 _AGE_S = 1.0
-"""Requests within it share an answer."""
 
 
 @dataclass(slots=True)
@@ -30,6 +29,8 @@ class Watched:
 
     paths: Sequence[Path]
     title: str
+    age_s: float = _AGE_S
+    """Seconds that an answer is given again."""
     _made: tuple[float, Page] | None = None
     _lock: Lock = field(default_factory=Lock)
 
@@ -40,7 +41,7 @@ class Watched:
             MoesaicError: if there is nothing to show, or no longer.
         """
         with self._lock:
-            if self._made is None or monotonic() - self._made[0] > _AGE_S:
+            if self._made is None or monotonic() - self._made[0] > self.age_s:
                 self._made = monotonic(), make_page(read_sources(self.paths), self.title)
             return self._made[1]
 

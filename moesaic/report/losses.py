@@ -77,8 +77,12 @@ def thinned(xs: Sequence[float], ys: Sequence[float], most: int) -> tuple[list[f
 
 
 def smoothed(ys: Sequence[float], over: int) -> list[float]:
-    """The mean of the last values at each place, so many of them as there are, at most ``over``."""
-    return [fmean(ys[max(0, at - over + 1) : at + 1]) for at in range(len(ys))]
+    """At each place the mean of the values around it: as many on either side, ``over`` at most."""
+    found: list[float] = []
+    for at in range(len(ys)):
+        side = min(over // 2, at, len(ys) - 1 - at)
+        found.append(fmean(ys[at - side : at + side + 1]))
+    return found
 
 
 def _all_runs(runs: Sequence[Run], few: int) -> Figure | None:
@@ -89,7 +93,7 @@ def _all_runs(runs: Sequence[Run], few: int) -> Figure | None:
     return lines(
         "loss-runs",
         "Training loss of every run",
-        "Mean of the last steps, next token only. Runs on different data do not compare.",
+        "Mean over neighbouring steps, next token only. Runs on different data do not compare.",
         series,
         Axis("tokens", "~s"),
         Axis("loss, nats per token"),
@@ -187,7 +191,7 @@ Curve = tuple[list[float], list[float]]
 
 
 def _training(run: Run, few: int) -> tuple[Curve, Curve]:
-    """The loss of each step, and its running mean."""
+    """The loss of each step, and a smooth curve."""
     steps = steps_of(run)
     at, values = [line["tokens"] for line in steps], [line["next_token"] for line in steps]
     mean = smoothed(values, max(_SMOOTH, len(values) // 25))

@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from os.path import commonpath
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +29,9 @@ from moesaic.report.forms import (
     Evaluated,
     Form,
     Merged,
+    RecordedConfig,
+    RecordedEvaluation,
+    RecordedStep,
     Sample,
     Scores,
     Sliced,
@@ -193,14 +195,21 @@ def _known_below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _names(files: Sequence[Path]) -> dict[Path, str]:
-    """A short name of each: where it lies below what they have in common."""
-    whole = [file.parent if file.name in _NAMED else file for file in files]
-    common = Path(commonpath([path.resolve().parent for path in whole])) if whole else Path()
-    below = (path.resolve().relative_to(common) for path in whole)
+    """The shortest end of each one's path that no other of its kind has."""
+    paths = {file: (file.parent if file.name in _NAMED else file).resolve() for file in files}
     return {
-        file: at.as_posix() if at.parts else common.name
-        for file, at in zip(files, below, strict=True)
+        file: _shortest(path, [paths[other] for other in files if other.name == file.name])
+        for file, path in paths.items()
     }
+
+
+def _shortest(path: Path, alike: Sequence[Path]) -> str:
+    """Enough of a path's end to tell it from the others."""
+    for parts in range(1, len(path.parts)):
+        end = path.parts[-parts:]
+        if sum(other.parts[-parts:] == end for other in alike) == 1:
+            return "/".join(end)
+    return str(path)
 
 
 def _kind(file: Path) -> str:
@@ -217,6 +226,7 @@ def _kind(file: Path) -> str:
 
 def _read_run(file: Path, name: str, into: Sources) -> None:
     record, folder = read_run(file), file.parent
+    _check_record(file, record)
     unknown = sorted({line["kind"] for line in record.lines} - SHOWN_LINES)
     if unknown:
         into.not_shown.append(f"{file}: lines of the kinds {', '.join(map(repr, unknown))}")
@@ -230,6 +240,18 @@ def _read_run(file: Path, name: str, into: Sources) -> None:
             _beside(folder / "coverage.json", Coverage, into),
         )
     )
+
+
+def _check_record(file: Path, record: RunRecord) -> None:
+    """Refuse a record whose settings or lines are not what sections rely on."""
+    lines = [("settings", RecordedConfig, record.start["config"])]
+    lines += [("step", RecordedStep, line) for line in record.of("step")]
+    lines += [("evaluation", RecordedEvaluation, line) for line in record.of("evaluation")]
+    for what, form, found in lines:
+        try:
+            form.model_validate(found)
+        except ValidationError as error:
+            raise DataError(f"{file}: {what}: {_first_of(error)}") from None
 
 
 def _read_scored(file: Path, name: str, into: Sources) -> None:
@@ -306,9 +328,12 @@ def _form(file: Path, form: type[_Form]) -> _Form:
     try:
         return form.model_validate(_json(file))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file}: not in the form expected: {where}: {first['msg']}") from None
+        raise DataError(f"{file}: {_first_of(error)}") from None
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"not in the form expected: {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Scores on tasks: a chart and a table of each evaluation."""
 
-
 from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Block, Grid, Section, section
 from moesaic.report.estimate import Estimate
@@ -60,7 +59,7 @@ def _table(evaluation: Evaluation, is_named: bool) -> Table:
     columns = [
         Column("task", "task", left=True),
         Column("metric", "metric", left=True),
-        Column("n", "items", lambda value: f"{value:,}"),
+        Column("n", "items"),
         Column("value", "score"),
         Column("interval", "95 % interval"),
         Column("base", "base"),
@@ -97,7 +96,7 @@ def _row(name: str, task: TaskResult, metric: str, score: Score) -> Row:
         {
             "task": titled(name, task) if is_first else "",
             "metric": metric,
-            "n": task.n if is_first else None,
+            "n": f"{task.n:,}" if is_first else "",
             "value": _shown(score.value, is_share),
             "interval": _ends(score.low, score.high, is_share),
             **({} if against is None else _difference(against, is_share)),

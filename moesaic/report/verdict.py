@@ -226,7 +226,7 @@ def _moves(run: Run, domains: Sequence[str], runs: Sequence[Run]) -> dict[str, M
     here, there = ((one.config.get("evaluation") or {}).get("rows") for one in (run, base or run))
     rows = "" if here == there else f" ({there} rows there, {here} here)"
     moves: dict[str, Move] = {}
-    for domain in domains:
+    for domain in (one for one in domains if one in found):
         begin, last = found[domain][0], found[domain][-1]
         if domain in of_base:
             since = f"from the end of the base’s run{rows}"

@@ -46,7 +46,7 @@ const Charts = (() => {
   function swatch({ name, colour: number, look, symbol }) {
     const svg = svgElement("svg", { width: 16, height: 10, "aria-hidden": "true" });
     if (symbol !== undefined) {
-      const chart = Plot.plot({ width: 16, height: 10, margin: 0, axis: null, x: { domain: [0, 1] }, y: { domain: [0, 1] }, marks: [Plot.dot([[0.5, 0.5]], { symbol: SYMBOLS[symbol], r: 3.6, fill: symbol < 4 ? colour(number) : "none", stroke: colour(number) })] });
+      const chart = Plot.plot({ width: 16, height: 10, margin: 0, axis: null, x: { domain: [0, 1] }, y: { domain: [0, 1] }, marks: [Plot.dot([[0.5, 0.5]], { symbol: SYMBOLS[symbol], r: 3.6, fill: symbol < 4 && look !== "points" ? colour(number) : "none", stroke: colour(number), strokeWidth: 1.5 })] });
       svg.append(...[...chart.childNodes].filter((node) => node.nodeName !== "style"));
     } else {
       const dash = look === "dashed" ? { "stroke-dasharray": "3 2" } : {};
@@ -124,7 +124,8 @@ const Charts = (() => {
       x: { ...axis(options.x), labelAnchor: "center", labelArrow: "none", nice: false, ticks: ticksOf(options.x, points.map((point) => point.x), Math.max(3, Math.floor(width / 110))) },
       y: { ...axis(options.y), ticks: 6 },
     }, marks);
-    const items = data.series.filter((one) => one.look !== "faint");
+    const SHAPES = { points: 0, solid: 1 };
+    const items = data.series.filter((one) => one.look !== "faint").map((one) => ({ ...one, symbol: SHAPES[one.look] }));
     return { svg, legend: isDirect && labelled.length >= items.length ? null : legendOf(items) };
   }
 

@@ -2,7 +2,7 @@
 // What the page does: draws its figures, changes its theme, saves files, and asks for news when it
 // is served while runs are going.
 
-(() => {
+const Page = (() => {
   const content = JSON.parse(document.getElementById("data").textContent);
   const PRINTED = 680; // pixels that a chart is wide on paper
   let figures = new Map();
@@ -106,4 +106,6 @@
 
   take(content.figures);
   if (content.live) watch(content.live);
+
+  return { update };
 })();
