@@ -5,9 +5,9 @@ from moesaic.planner.params import params
 from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Grid, Section, section
 from moesaic.report.figures import Axis, bars
-from moesaic.report.read import Run, Sources
 from moesaic.report.runs import Pace, pace
 from moesaic.report.sizes import model_of
+from moesaic.report.sources import Run, Sources
 from moesaic.report.words import listed
 from moesaic.units import count, duration, flop
 

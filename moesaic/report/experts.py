@@ -7,7 +7,7 @@ from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Block, Grid, Prose, Section, section
 from moesaic.report.figures import Axis, Figure, Series, heat, lines
 from moesaic.report.forms import Coverage, Scores, Selected
-from moesaic.report.read import Run, Sources
+from moesaic.report.sources import Run, Sources
 from moesaic.report.words import number, percent, signed
 from moesaic.runlog import Line
 from moesaic.units import count

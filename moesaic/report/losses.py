@@ -6,9 +6,9 @@ from statistics import fmean
 from moesaic.report.blocks import Block, Section, section
 from moesaic.report.estimate import Estimate
 from moesaic.report.figures import Axis, Figure, Mark, Series, intervals, lines
-from moesaic.report.read import Evaluation, Merge, Run, Sources
 from moesaic.report.routing import changes
 from moesaic.report.runs import held_out, is_restricted, steps_of, task_domains
+from moesaic.report.sources import Evaluation, Merge, Run, Sources
 from moesaic.report.verdict import compared, share, titled
 from moesaic.runlog import Line
 

@@ -3,7 +3,7 @@
 from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Block, Grid, Prose, Section, section
 from moesaic.report.figures import Axis, Figure, Series, heat, lines
-from moesaic.report.read import Merge, Sources
+from moesaic.report.sources import Merge, Sources
 from moesaic.report.words import listed, number, percent, plural
 from moesaic.units import count
 

@@ -14,18 +14,18 @@ from markupsafe import Markup
 
 from moesaic import __version__
 from moesaic.errors import RequestError
-from moesaic.report.advice import recommendation
 from moesaic.report.blocks import Block, Claim, Section
+from moesaic.report.comparison import recommendation
 from moesaic.report.cost import throughput, wall_clock
 from moesaic.report.experts import experts
 from moesaic.report.losses import balance, loss, retention
 from moesaic.report.merging import merging
-from moesaic.report.read import Sources
 from moesaic.report.recipe import not_shown, recipe
 from moesaic.report.routing import routing
 from moesaic.report.samples import samples
 from moesaic.report.scores import scores
 from moesaic.report.sizes import memory, size_table
+from moesaic.report.sources import Sources
 from moesaic.report.verdict import verdict
 from moesaic.report.words import listed, plural
 

@@ -9,7 +9,7 @@ from moesaic.config.train import TrainConfig
 from moesaic.errors import MoesaicError
 from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Block, Code, Grid, Prose, Section, section
-from moesaic.report.read import Run, Sources
+from moesaic.report.sources import Run, Sources
 from moesaic.report.words import listed
 from moesaic.units import gb
 

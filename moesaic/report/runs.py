@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from moesaic.report.read import Run
+from moesaic.report.sources import Run
 from moesaic.runlog import Line
 
 _WARM = 3

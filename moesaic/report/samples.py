@@ -5,7 +5,7 @@ from typing import Any
 
 from moesaic.report.blocks import Block, Reading, Readings, Section, section
 from moesaic.report.forms import Sample
-from moesaic.report.read import Sources
+from moesaic.report.sources import Sources
 from moesaic.report.words import shortened
 
 _EACH = 4

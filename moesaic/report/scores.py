@@ -5,7 +5,7 @@ from moesaic.report.blocks import Block, Grid, Section, section
 from moesaic.report.estimate import Estimate
 from moesaic.report.figures import Axis, Figure, Mark, intervals
 from moesaic.report.forms import Against, Score, TaskResult
-from moesaic.report.read import Evaluation, Sources
+from moesaic.report.sources import Evaluation, Sources
 from moesaic.report.verdict import compared, share, titled
 from moesaic.report.words import listed, number, percent, points, signed
 

@@ -17,8 +17,8 @@ from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Grid, Prose, Section, section
 from moesaic.report.figures import Axis, bars
 from moesaic.report.forms import Selected
-from moesaic.report.read import Run, Sources
 from moesaic.report.runs import pace
+from moesaic.report.sources import Run, Sources
 from moesaic.report.words import listed, percent
 from moesaic.units import gb
 

@@ -8,9 +8,9 @@ from moesaic.report.advice import study_claims
 from moesaic.report.blocks import Claim, Finding, Prose, Section, section
 from moesaic.report.estimate import Estimate, estimate
 from moesaic.report.forms import Against, Retained, Score, TaskResult
-from moesaic.report.read import Evaluation, Merge, Run, Sources
 from moesaic.report.routing import routing_claims
 from moesaic.report.runs import base_of, held_out, is_over, is_restricted, seed_free, task_domains
+from moesaic.report.sources import Evaluation, Merge, Run, Sources
 from moesaic.report.words import interval, listed, number, percent, plural, points, ratio, signed
 
 _ORDER: tuple[Finding, ...] = ("better", "worse", "unclear", "unknown")

@@ -15,7 +15,8 @@ from moesaic.config.model import ModelConfig
 from moesaic.esft.merge import merge_shards
 from moesaic.esft.recipe import train_slice
 from moesaic.eval.run import evaluate
-from moesaic.report.read import Sources, read_sources
+from moesaic.report.read import read_sources
+from moesaic.report.sources import Sources
 
 STUDY = next(Path(__file__).parents[2].glob("benchmarks/results/variants_*.json"))
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesaic.report.losses import loss, smoothed, thinned
-from moesaic.report.read import Sources
+from moesaic.report.sources import Sources
 
 LOSSES = st.lists(st.floats(0, 10), min_size=1, max_size=300)
 

@@ -12,7 +12,8 @@ from report.conftest import HOSTILE
 from moesaic.errors import RequestError
 from moesaic.report import page as pages
 from moesaic.report.page import MOST_BYTES, make_page, render
-from moesaic.report.read import Sources, read_sources
+from moesaic.report.read import read_sources
+from moesaic.report.sources import Sources
 
 MADE = datetime(2026, 1, 2, 3, 4)
 

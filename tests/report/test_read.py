@@ -8,7 +8,8 @@ import pytest
 
 from moesaic.errors import RequestError
 from moesaic.report.page import make_page
-from moesaic.report.read import Sources, read_sources
+from moesaic.report.read import read_sources
+from moesaic.report.sources import Sources
 
 
 def test_a_folder_is_searched_for_everything_there_is_to_report(sources: Sources):

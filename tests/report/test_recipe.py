@@ -11,8 +11,8 @@ from moesaic.config.load import read_run_file
 from moesaic.config.toml import write_toml
 from moesaic.config.train import TrainConfig
 from moesaic.report.blocks import Code, Grid
-from moesaic.report.read import Sources
 from moesaic.report.recipe import recipe, run_file
+from moesaic.report.sources import Sources
 
 KEYS = st.text(min_size=1, max_size=8)
 PLAIN = st.one_of(st.booleans(), st.integers(-(2**62), 2**62), st.text(max_size=12))

@@ -7,11 +7,11 @@ from moesaic.report.cost import throughput, wall_clock
 from moesaic.report.experts import experts
 from moesaic.report.losses import retention
 from moesaic.report.merging import merging
-from moesaic.report.read import Sources
 from moesaic.report.routing import routing
 from moesaic.report.runs import base_of, is_over, pace, task_domains
 from moesaic.report.samples import samples
 from moesaic.report.scores import scores
+from moesaic.report.sources import Sources
 
 
 def told(section: Section | None) -> str:

@@ -12,8 +12,9 @@ from moesaic.config.presets import PRESETS
 from moesaic.config.train import TrainConfig
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
-from moesaic.report.read import Run, Sources, read_sources
+from moesaic.report.read import read_sources
 from moesaic.report.sizes import planned_memory, sizes
+from moesaic.report.sources import Run, Sources
 from moesaic.runlog import RunLog, describe_run
 
 

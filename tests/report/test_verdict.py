@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moesaic.report.blocks import Claim
-from moesaic.report.read import Sources, read_sources
+from moesaic.report.read import read_sources
+from moesaic.report.sources import Sources
 from moesaic.report.verdict import verdict
 
 
