@@ -28,7 +28,7 @@ def _sparse(preset: str, width: int, *others: str) -> tuple[str, ...]:
 
 _EVEN = "balance.expert_loss=0.01"
 """What the paper's validation models were balanced with, its section 4.1.3."""
-_DEEPSEEK_MOE = _sparse("deepseek-moe-2b", 64, _EVEN)
+_DEEPSEEK_MOE = _sparse("deepseek-moe-2b", 48, _EVEN)
 _V3_ROUTER = (
     "model.model_type=deepseek_v3",
     "model.scoring_func=sigmoid",
@@ -41,10 +41,10 @@ _V3_ROUTER = (
 
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "Dense": (),
-    "Hash Layer": _sparse("deepseek-moe-2b-hash", 256),
-    "Switch": _sparse("deepseek-moe-2b-switch", 256, _EVEN),
-    "GShard": _sparse("deepseek-moe-2b-gshard", 256, _EVEN),
-    "GShard ×1.5": _sparse("deepseek-moe-2b-gshard", 384, _EVEN),
+    "Hash Layer": _sparse("deepseek-moe-2b-hash", 192),
+    "Switch": _sparse("deepseek-moe-2b-switch", 192, _EVEN),
+    "GShard": _sparse("deepseek-moe-2b-gshard", 192, _EVEN),
+    "GShard ×1.5": _sparse("deepseek-moe-2b-gshard", 288, _EVEN),
     "DeepSeekMoE": _DEEPSEEK_MOE,
     "DeepSeekMoE + MTP": (
         *_DEEPSEEK_MOE,
@@ -52,7 +52,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
         "model.num_nextn_predict_layers=1",
     ),
     "DeepSeekMoE, V3 router": (
-        *_sparse("deepseek-moe-2b", 64, *_V3_ROUTER),
+        *_sparse("deepseek-moe-2b", 48, *_V3_ROUTER),
         "balance.bias_speed=0.01",
         "balance.sequence_loss=0.0001",
     ),
@@ -62,7 +62,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
         "model.n_shared_experts=0",
         "model.num_experts_per_tok=8",
     ),
-    "Dense ×16": ("model.intermediate_size=4096",),
+    "Dense ×16": ("model.intermediate_size=3072",),
 }
 """What each changes in the run file, written as for ``--set``.
 
