@@ -27,10 +27,10 @@ def run(program: str, tests: str = "", kernel: bool = True) -> Outcome:
 def what_works(attempts: Sequence[str], kernel: bool = True, **names: str) -> list[str]:
     """Those of some statements that raise no error, run one after the other in one program."""
     outcome = run(
-        "import multiprocessing, os, resource, socket, subprocess, urllib.request\n"
+        "import multiprocessing, os, resource, socket, sqlite3, subprocess, urllib.request\n"
         f"globals().update({names})\n"
         f"for attempt in {[*attempts]}:\n"
-        "    try:\n        exec(attempt)\n    except OSError:\n        pass\n"
+        "    try:\n        exec(attempt)\n    except (OSError, sqlite3.Error):\n        pass\n"
         "    else:\n        print(attempt)",
         kernel=kernel,
     )
@@ -198,6 +198,7 @@ def test_files_of_others_are_out_of_reach(kernel: bool, tmp_path: Path):
         "os.utime(FILE)",
         "os.mkdir(NEW)",
         "os.open(FILE, os.O_RDONLY | os.O_TRUNC)",
+        "sqlite3.connect(NEW)",
         "open('/proc/self/environ').read()",
     )
     names = {"FILE": str(file), "NEW": str(new), "FOLDER": str(tmp_path)}

@@ -13,7 +13,7 @@ _CALLS = (
     *("os.spawn", "os.system", "pty.", "resource.", "signal.pthread_kill", "syslog."),
 )
 """Beginnings of the events that mean network, processes, or the way around this file."""
-_CHANGES = {"os.remove": 1, "os.rename": 2, "os.truncate": 1}
+_CHANGES = {"os.remove": 1, "os.rename": 2, "os.truncate": 1, "sqlite3.connect": 1}
 """Events that change files, and how many of their first arguments are paths."""
 _REFUSED = frozenset(
     {"os.chmod", "os.chown", "os.link", "os.mkdir", "os.removexattr", "os.rmdir", "os.setxattr"}
