@@ -11,6 +11,8 @@ from moesaic.eval.encode import Ids
 
 _SHORTEST = 16
 """Tokens that a shared beginning has at least; a second pass for fewer would cost more."""
+_LEAST_SAVED = 0.25
+"""Share of a group's tokens that must be saved."""
 _SPREAD = 4
 """Rows in a batch, beginnings counted with each, may be this many times what is fed at once: only
 attention sees that, not the experts."""
@@ -69,8 +71,8 @@ def plan_batches(rows: Sequence[Ids], free: Sequence[int], batch_tokens: int) ->
 
 
 def _order(group: Group, rows: Sequence[Ids]) -> tuple[int, int]:
-    """Groups of like lengths follow one another."""
-    return -group.shared, -_longest(group, rows)
+    """Groups of like lengths follow one another: what is not shared is filled up in every row."""
+    return -_longest(group, rows), -group.shared
 
 
 def _longest(group: Group, rows: Sequence[Ids]) -> int:
@@ -110,9 +112,9 @@ def _common(first: Ids, second: Ids, most: int) -> int:
 
 
 def _parts(group: Group, rows: Sequence[Ids], batch_tokens: int) -> Iterator[Group]:
-    """A group in pieces that fit into a batch."""
-    if not group.shared:
-        yield group
+    """A group in pieces that fit into a batch, each of rows of like lengths."""
+    if not _pays(group, rows):
+        yield Group(0, group.rows)
         return
     longest = _longest(group, rows)
     fed = (batch_tokens - group.shared) // longest
@@ -120,9 +122,16 @@ def _parts(group: Group, rows: Sequence[Ids], batch_tokens: int) -> Iterator[Gro
     if most < 2:
         yield Group(0, group.rows)
         return
-    for start in range(0, len(group.rows), most):
-        part = group.rows[start : start + most]
+    by_length = sorted(group.rows, key=lambda row: -len(rows[row]))
+    for start in range(0, len(by_length), most):
+        part = tuple(by_length[start : start + most])
         yield Group(group.shared if len(part) > 1 else 0, part)
+
+
+def _pays(group: Group, rows: Sequence[Ids]) -> bool:
+    """Whether feeding a beginning once saves enough of what its rows are to be worth a pass."""
+    saved = group.shared * (len(group.rows) - 1)
+    return saved > _LEAST_SAVED * sum(len(rows[row]) for row in group.rows)
 
 
 def _filled(

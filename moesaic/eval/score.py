@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from moesaic.errors import RequestError
 from moesaic.eval.batches import Batch
+from moesaic.eval.beginnings import feed_beginnings
 from moesaic.eval.encode import Ids
-from moesaic.infer.prompts import PromptBatch
 from moesaic.model.transformer import Transformer
 
 _CHUNK_LOGITS = 2**24
@@ -124,46 +124,7 @@ def _feed(model: Transformer, batch: Batch, queries: Sequence[Query]) -> Tensor:
     if not batch.is_shared:
         return model.hidden_states(ids_BS)
     starts = [queries[group.rows[0]].ids[: group.shared] for group in batch.groups]
-    fed = PromptBatch.of(starts, device)
-    begun = SharedCache(torch.tensor(batch.group_of_row, device=device))
-    model.hidden_states(fed.ids_BS, fed.positions_BS, fed.documents_BS, begun)
-    if fed.documents_BS is None:
-        return model.hidden_states(ids_BS, cache=begun)
-    offset = torch.tensor(shared, device=device)[:, None]
-    positions_BS = offset + torch.arange(longest, device=device)
+    begun = feed_beginnings(model, starts, torch.tensor(batch.group_of_row, device=device))
+    places = [range(start, start + longest) for start in shared]
+    positions_BS = torch.tensor([list(row) for row in places], device=device)
     return model.hidden_states(ids_BS, positions_BS, torch.ones_like(ids_BS), begun)
-
-
-class SharedCache:
-    """Keys and values of a few beginnings, seen by many rows in one further pass.
-
-    The first pass is kept; the second sees what its rows begin with before its own positions, and
-    is not kept.
-
-    Args:
-        begins_B: for each row of the second pass the row of the first that it begins with.
-    """
-
-    def __init__(self, begins_B: Tensor) -> None:
-        self.length = 0
-        self._begins = begins_B
-        self._documents: Tensor | None = None
-        self._layers: dict[int, tuple[Tensor, ...]] = {}
-
-    @property
-    def documents(self) -> Tensor | None:
-        """Document of each position held, for the rows of the second pass."""
-        return None if self._documents is None else self._documents[self._begins]
-
-    def extend(self, layer: int, *parts: Tensor) -> tuple[Tensor, ...]:
-        """Keep the first pass's ``parts``, or put what is held before those of the second."""
-        if not self.length:
-            self._layers[layer] = parts
-            return parts
-        held = (part[self._begins] for part in self._layers[layer])
-        return tuple(torch.cat(pair, dim=1) for pair in zip(held, parts, strict=True))
-
-    def advance(self, n_positions: int, documents_BS: Tensor | None) -> None:
-        """Count the first pass as held."""
-        if not self.length:
-            self.length, self._documents = n_positions, documents_BS

@@ -11,7 +11,7 @@ from moesaic.infer.generate import generate
 from moesaic.model.transformer import Transformer
 
 _HELD = 4
-"""Tokens of a batch with its answers, by those fed at once: what is only held takes less room."""
+"""Tokens of prompts and answers held together, by those fed at once, which take more room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Writer:
     encoder: Encoder
     config: EvalConfig
     batch_tokens: int
-    """Most tokens fed at once."""
+    """As in the settings."""
     _stopping: dict[tuple[str, ...], Tokenizer] = field(default_factory=dict)
 
     def answers(
@@ -67,9 +67,9 @@ class Writer:
         longest = 0
         for place in rows if drawn else sorted(rows, key=lambda place: -len(rows[place])):
             longest = max(longest, len(rows[place]))
-            fed = (len(batch) + 1) * max(longest, (longest + manner.max_new_tokens) / _HELD)
+            held = (len(batch) + 1) * (longest + manner.max_new_tokens)
             gap = drawn and batch and place != batch[-1] + 1
-            if batch and (gap or fed > self.batch_tokens):
+            if batch and (gap or held > _HELD * self.batch_tokens):
                 yield batch
                 batch, longest = [], len(rows[place])
             batch.append(place)

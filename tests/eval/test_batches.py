@@ -39,3 +39,24 @@ def test_nothing_is_asked_about_what_is_fed_once() -> None:
     rows = [(*range(50), last) for last in (60, 61, 62)]
     [batch] = plan_batches(rows, [30, 40, 50], batch_tokens=1000)
     assert [group.shared for group in batch.groups] == [30]
+
+
+def test_a_beginning_that_saves_little_is_fed_with_every_row() -> None:
+    rows = [(*range(20), *range(100 + 200 * n, 200 + 200 * n)) for n in range(4)]
+    [batch] = plan_batches(rows, [119] * 4, batch_tokens=1000)
+    assert [group.shared for group in batch.groups] == [0] * 4
+
+
+def test_rows_of_like_lengths_are_filled_up_little() -> None:
+    shots = tuple(range(200))
+    rows = [(*shots, 300 + n, *range(n % 40)) for n in range(200)]
+    batches = plan_batches(rows, [len(row) - 1 for row in rows], batch_tokens=1000)
+    ends = [[len(rows[row]) - 200 for row in batch.rows] for batch in batches]
+    filled = sum(max(batch) * len(batch) for batch in ends)
+    assert filled < 1.3 * sum(map(sum, ends))
+
+
+def test_a_row_longer_than_a_batch_is_fed_alone() -> None:
+    rows = [tuple(range(500)), tuple(range(1, 11)), tuple(range(2, 12))]
+    batches = plan_batches(rows, [499, 9, 9], batch_tokens=100)
+    assert [batch.rows for batch in batches] == [[0], [1, 2]]
