@@ -3,6 +3,7 @@
 Files are JSONL (also packed with gzip or xz), TSV and Parquet.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ class Row:
     where: str
     """File and line, for messages."""
     fields: Item
+
+    @property
+    def digest(self) -> str:
+        """The same for rows with the same fields, wherever they stand."""
+        text = json.dumps(self.fields, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def has(self, *names: str) -> bool:
         """Whether all these fields are there and not null."""

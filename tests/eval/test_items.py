@@ -97,6 +97,11 @@ def test_a_row_gives_typed_fields():
     assert ROW.part("p").text("q") == "y"
 
 
+def test_rows_are_the_same_if_their_fields_are():
+    assert Row("f:1", {"a": 1, "b": 2}).digest == Row("g:2", {"b": 2, "a": 1}).digest
+    assert Row("f:1", {"a": 1}).digest != Row("f:1", {"a": 2}).digest
+
+
 def test_a_null_field_is_not_there():
     assert ROW.has("t", "n")
     assert not ROW.has("t", "none")

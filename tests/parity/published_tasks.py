@@ -16,6 +16,8 @@ SUBJECTS = {
 """Subjects of MMLU from all its parts, with different numbers of questions."""
 GROUPS = ("_mmlu", *(f"_mmlu_{x}" for x in ("humanities", "other", "social_sciences", "stem")))
 ITEMS, EXAMPLES = range(24), range(100, 112)
+MIXED = (0, 1, 1, 1, 2, 3, *range(100, 104))
+"""Examples among which are questions, one of them several times."""
 
 Rows = Iterable[Mapping[str, Any]]
 Files = dict[str, str]
@@ -71,9 +73,9 @@ def write_data(folder: Path) -> dict[str, tuple[str, Files]]:
         folder, "openbookqa", train=stems[:split], validation=stems[:split], test=stems[split:]
     )
     tasks["openbookqa"] = ("openbookqa/openbookqa.yaml", files)
-    files = save(folder, "hellaswag", train=hellaswag(EXAMPLES), validation=hellaswag(ITEMS))
+    files = save(folder, "hellaswag", train=hellaswag(MIXED), validation=hellaswag(ITEMS))
     tasks["hellaswag"] = ("hellaswag/hellaswag.yaml", files)
-    files = save(folder, "boolq", train=boolq(EXAMPLES), validation=boolq(ITEMS))
+    files = save(folder, "boolq", train=boolq(MIXED), validation=boolq(ITEMS))
     tasks["boolq"] = ("super_glue/boolq/default.yaml", files)
     for subject, count in SUBJECTS.items():
         rows = {"dev": mmlu(subject, EXAMPLES[:5]), "test": mmlu(subject, ITEMS[:count])}

@@ -30,7 +30,7 @@ def find_task(name: str, options: Options) -> ChoiceTask:
         train=_split("train"),
         metrics=(ACC,),
         version=2,
-        spare=1,
+        leaves_out_question=True,
     )
 
 
@@ -46,7 +46,8 @@ def _question(row: Row) -> Item:
     else:
         passage, question = row.text("passage"), row.text("question")
         gold = row.index("answer" if row.has("answer") else "label", 2)
-    return choice_item(f"{passage}\nQuestion: {question}?\nAnswer:", _CHOICES, gold)
+    item = choice_item(f"{passage}\nQuestion: {question}?\nAnswer:", _CHOICES, gold)
+    return {**item, "row": row.digest}
 
 
 def _passage_and_question(row: Row) -> tuple[str, str]:

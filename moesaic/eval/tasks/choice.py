@@ -56,7 +56,7 @@ def drawn_choice_task(
     train: Split,
     metrics: Sequence[Metric] = (ACC, ACC_NORM),
     version: int = 1,
-    spare: int = 0,
+    leaves_out_question: bool = False,
 ) -> ChoiceTask:
     """A task that shows no examples unless asked, and then draws them from another split.
 
@@ -67,12 +67,12 @@ def drawn_choice_task(
         train: the examples.
         metrics: what it gives.
         version: of the task in lm-evaluation-harness.
-        spare: examples drawn and not shown, see `draw_examples`.
+        leaves_out_question: see `draw_examples`.
 
     Raises:
         DataError: if the data is not there or not readable.
     """
-    asked = ask(options, test, train, version, spare=spare)
+    asked = ask(options, test, train, version, leaves_out_question=leaves_out_question)
     return ChoiceTask(name, asked.items, Prompts(asked.pool), metrics, asked.description)
 
 

@@ -22,7 +22,12 @@ class Asked:
 
 
 def ask(
-    options: Options, test: Split, train: Split, version: int, shots: int = 0, spare: int = 0
+    options: Options,
+    test: Split,
+    train: Split,
+    version: int,
+    shots: int = 0,
+    leaves_out_question: bool = False,
 ) -> Asked:
     """Read the questions and, if examples are shown, draw them.
 
@@ -32,7 +37,7 @@ def ask(
         train: the examples; not looked for if none are shown.
         version: of the task in lm-evaluation-harness.
         shots: examples before each question, if the options do not say.
-        spare: examples drawn and not shown, see `draw_examples`.
+        leaves_out_question: see `draw_examples`.
 
     Raises:
         DataError: if the data is not there or not readable.
@@ -48,5 +53,5 @@ def ask(
         "seed": options.seed,
         "data": {"test": questions.origin, "train": examples.origin},
     }
-    drawn = draw_examples(items, examples.items, shots, options.seed, spare)
+    drawn = draw_examples(items, examples.items, shots, options.seed, leaves_out_question)
     return Asked(drawn, examples.items, description)

@@ -30,7 +30,7 @@ def find_task(name: str, options: Options) -> ChoiceTask:
         DataError: if the data is not there or not readable.
     """
     test = _split("validation", "hellaswag_val", "hellaswag")
-    return drawn_choice_task(name, options, test, _split("train"), spare=1)
+    return drawn_choice_task(name, options, test, _split("train"), leaves_out_question=True)
 
 
 def _split(part: str, *more: str) -> Split:
@@ -45,10 +45,12 @@ def _question(row: Row) -> Item:
     )
     choices, gold = indexed_choices(row, names)
     if row.has("query"):
-        return choice_item(row.text("query"), choices, gold)
-    context = f"{row.text('ctx_a')} {row.text('ctx_b').capitalize()}"
-    prompt = f"{row.text('activity_label')}: {context}"
-    return choice_item(_without_marks(prompt), [_without_marks(c) for c in choices], gold)
+        prompt = row.text("query")
+    else:
+        context = f"{row.text('ctx_a')} {row.text('ctx_b').capitalize()}"
+        prompt = _without_marks(f"{row.text('activity_label')}: {context}")
+        choices = [_without_marks(choice) for choice in choices]
+    return {**choice_item(prompt, choices, gold), "row": row.digest}
 
 
 def _without_marks(text: str) -> str:

@@ -47,7 +47,7 @@ def draw_examples(
     pool: Sequence[Item],
     shots: int,
     seed: int,
-    spare: int = 0,
+    leaves_out_question: bool = False,
 ) -> list[Item]:
     """The items, each with examples drawn for it.
 
@@ -59,18 +59,35 @@ def draw_examples(
         pool: what is drawn from.
         shots: examples for each item.
         seed: of the one generator that serves all items.
-        spare: examples drawn after those and not shown. The harness draws one where nothing says
-            which split a task is asked from, in case the question itself is among them.
+        leaves_out_question: draw one more, then leave out the question itself, or else the last.
+            The harness does so where nothing says which split examples are from. Items then have
+            the digest of their ``row``.
 
     Raises:
         DataError: if the pool is too small.
     """
     if not shots:
         return list(items)
-    _check_pool(pool, shots + spare, shots)
+    _check_pool(pool, shots + leaves_out_question, shots)
     generator = random.Random(seed)
-    drawn = (generator.sample(range(len(pool)), shots + spare) for _ in items)
-    return [{**item, "examples": d[:shots]} for item, d in zip(items, drawn, strict=False)]
+    draw = _draw_others if leaves_out_question else _draw
+    return [{**item, "examples": draw(generator, item, pool, shots)} for item in items]
+
+
+def _draw(generator: random.Random, item: Item, pool: Sequence[Item], shots: int) -> list[int]:
+    return generator.sample(range(len(pool)), shots)
+
+
+def _draw_others(
+    generator: random.Random, item: Item, pool: Sequence[Item], shots: int
+) -> list[int]:
+    drawn = generator.sample(range(len(pool)), shots + 1)
+    kept = [place for place in drawn if pool[place]["row"] != item["row"]][:shots]
+    if len(kept) == shots:
+        return kept
+    others = [place for place, example in enumerate(pool) if example["row"] != item["row"]]
+    _check_pool(others, shots, shots, " other than the question")
+    return generator.sample(others, shots)
 
 
 def first_examples(

@@ -1,6 +1,7 @@
 """Examples before a question: which they are, and how they are put together."""
 
 import random
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -44,10 +45,33 @@ def test_another_seed_draws_others():
     assert draw_examples(ITEMS, POOL, 3, seed=7) != draw_examples(ITEMS, POOL, 3, seed=8)
 
 
-def test_a_spare_example_is_drawn_and_not_shown():
-    shown = [item["examples"] for item in draw_examples(ITEMS, POOL, 3, seed=7, spare=1)]
-    drawn = [item["examples"] for item in draw_examples(ITEMS, POOL, 4, seed=7)]
-    assert shown == [places[:3] for places in drawn]
+def others(items: Sequence[Item], pool: Sequence[Item], shots: int) -> list[list[int]]:
+    drawn = draw_examples(items, pool, shots, seed=7, leaves_out_question=True)
+    return [item["examples"] for item in drawn]
+
+
+def with_rows(items: Sequence[Item], rows: Iterable[object]) -> list[Item]:
+    return [{**item, "row": row} for item, row in zip(items, rows, strict=False)]
+
+
+def test_the_question_itself_is_left_out():
+    places = [item["examples"] for item in draw_examples(ITEMS, POOL, 4, seed=7)]
+    items = with_rows(ITEMS, [place[1] for place in places])
+    assert others(items, with_rows(POOL, range(20)), 3) == [[a, c, d] for a, _, c, d in places]
+
+
+def test_where_it_was_not_drawn_the_last_is_left_out():
+    places = [item["examples"] for item in draw_examples(ITEMS, POOL, 4, seed=7)]
+    items = with_rows(ITEMS, "abcd")
+    assert others(items, with_rows(POOL, range(20)), 3) == [place[:3] for place in places]
+
+
+def test_a_question_that_stands_twice_is_left_out_twice():
+    pool = with_rows(POOL[:5], [0, 1, 2, 3, 3])
+    [places] = others(with_rows(ITEMS[:1], [3]), pool, 3)
+    assert set(places) == {0, 1, 2}
+    with pytest.raises(DataError, match="4 examples other than the question, the data has 3"):
+        others(with_rows(ITEMS[:1], [3]), pool, 4)
 
 
 def test_first_examples_can_be_of_the_kind_of_the_question():
@@ -63,7 +87,7 @@ def test_first_examples_can_be_of_the_kind_of_the_question():
     ("choose", "message"),
     [
         (lambda: draw_examples(ITEMS, POOL, 21, 1), "21 shots need 21 examples, the data has 20"),
-        (lambda: draw_examples(ITEMS, POOL, 20, 1, spare=1), "20 shots need 21 examples"),
+        (lambda: draw_examples(ITEMS, POOL, 20, 1, True), "20 shots need 21 examples"),
         (lambda: first_examples(ITEMS, POOL, 11, "kind"), "11 examples of kind 'a', the data has"),
     ],
 )
