@@ -137,7 +137,7 @@ def _numbers(variants: list[Variant]) -> Table:
         Column("learned", "learned", _shown),
         Column("forgot", "forgotten", _shown_signed),
         Column("speed", "training,\nk tok/s"),
-        Column("peak", "memory over\nstart, MiB", lambda value: f"{value / 2**20:,.0f}"),
+        Column("peak", "memory,\nMiB", lambda value: f"{value / 2**20:,.0f}"),
     )
     note = (
         "Nats per token, mean over seeds ± half the 95 % interval (Student's t). As trained: the "

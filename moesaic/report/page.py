@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -17,6 +18,7 @@ from moesaic.errors import RequestError
 from moesaic.report.blocks import Block, Claim, Section
 from moesaic.report.comparison import recommendation
 from moesaic.report.cost import throughput, wall_clock
+from moesaic.report.data import data
 from moesaic.report.experts import experts
 from moesaic.report.losses import balance, loss, retention
 from moesaic.report.merging import merging
@@ -47,6 +49,7 @@ _ORDER = (
     experts,
     routing,
     merging,
+    data,
     samples,
     recipe,
     not_shown,
@@ -148,6 +151,7 @@ def _rendered(section: Section) -> Markup:
     return Markup(template.render(section=section))  # escaped by the template
 
 
+@cache
 def _templates() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_asset),

@@ -33,7 +33,12 @@ from moesaic.report.forms import (
     Sliced,
     VariantStudy,
 )
-from moesaic.report.recorded import RecordedConfig, RecordedEvaluation, RecordedStep
+from moesaic.report.recorded import (
+    RecordedConfig,
+    RecordedEvaluation,
+    RecordedReport,
+    RecordedStep,
+)
 from moesaic.report.routed import Routed
 from moesaic.report.sources import (
     Evaluation,
@@ -53,7 +58,9 @@ _MOST_BYTES = 256 * 10**6
 """A result that is longer is none of ours."""
 _MOST_SAMPLES = 4000
 """Answers of a task that are read to choose from."""
-SHOWN_LINES = frozenset({"step", "evaluation", "load", "data", "skip", "stop", "end of data"})
+SHOWN_LINES = frozenset(
+    {"step", "evaluation", "load", "data", "skip", "stop", "end of data", "left out"}
+)
 """Kinds of lines of a record that have a place on the page."""
 
 _Form = TypeVar("_Form", bound=Form)
@@ -154,6 +161,7 @@ def _check_record(file: Path, record: RunRecord) -> None:
     lines = [("settings", RecordedConfig, record.start["config"])]
     lines += [("step", RecordedStep, line) for line in record.of("step")]
     lines += [("evaluation", RecordedEvaluation, line) for line in record.of("evaluation")]
+    lines += [("data", RecordedReport, line) for line in record.of("data")]
     for what, form, found in lines:
         try:
             form.model_validate(found)

@@ -84,3 +84,22 @@ class RecordedEvaluation(Form):
     step: int
     domain: str
     loss: float
+
+
+class RecordedText(Form):
+    """What was read of one source."""
+
+    path: str
+    documents: int
+    split: int
+    truncated: int
+    tokens: int
+    learned: int
+    left_out: int
+
+
+class RecordedReport(Form):
+    """A line of the kind ``data``."""
+
+    padding_share: float
+    sources: tuple[RecordedText, ...]

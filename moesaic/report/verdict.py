@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from moesaic.report.advice import study_claims
 from moesaic.report.blocks import Claim, Finding, Prose, Section, section
+from moesaic.report.data import stops
 from moesaic.report.estimate import Estimate, estimate
 from moesaic.report.forms import Against, Retained, Score, TaskResult
 from moesaic.report.routing import routing_claims
@@ -41,6 +42,7 @@ def verdict(sources: Sources) -> Section | None:
     if all(claim.finding == "unknown" for claim in claims):  # nothing surer
         claims += [claim for one in sources.merges for claim in _of_merge(one)]
         claims += _of_runs(sources.runs)
+    claims = [*stops(sources), *claims]
     if not claims:
         return None
     return section("verdict", "Verdict", [*claims, _how_to_read(claims)])

@@ -17,7 +17,8 @@ def number(value: float, digits: int = NATS) -> str:
 
 def signed(value: float, digits: int = NATS) -> str:
     """With its sign: ``+0.0540``."""
-    return f"{value:+,.{digits}f}".replace("-", MINUS)
+    rounded = round(value, digits) or 0.0  # no minus before nothing
+    return f"{rounded:+,.{digits}f}".replace("-", MINUS)
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -1,5 +1,7 @@
 """Opened in a browser the page draws every chart, without a complaint and without a network."""
 
+import shutil
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 from report.browser import Tab, browser, found
 
+from moesaic.report.live import Server, Watched
 from moesaic.report.page import make_page, render
 from moesaic.report.read import read_sources
 
@@ -16,6 +19,13 @@ pytestmark = [
 ]
 MARKS = """[...document.querySelectorAll('.drawing')].map((one) => [one.dataset.figure,
   one.querySelectorAll('svg path, svg rect, svg circle').length])"""
+STEPS = "document.querySelector('#cost tbody').rows[0].cells[3].textContent * 1"
+UNTIL_MORE = f"""new Promise((done) => {{
+  const begin = {STEPS};
+  const look = () => ({STEPS} > begin ? done({STEPS}) : setTimeout(look, 50));
+  look();
+}})"""
+"""Asks until there are more steps than at first."""
 WIDTHS = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 INK = "getComputedStyle(document.body).color + getComputedStyle(document.body).backgroundColor"
 
@@ -107,6 +117,23 @@ def test_news_replaces_what_changed_and_leaves_open_what_was_opened(tab: Tab, pa
     })()"""
     assert tab.ask(news) == ["news", 2, True]
     assert tab.problems == []
+
+
+def test_a_live_page_shows_what_a_run_has_written_since(tab: Tab, job: Path, tmp_path: Path):
+    shutil.copytree(job / "one", tmp_path / "one")
+    record = tmp_path / "one" / "record.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(lines[:4]))
+    with Server(Watched([tmp_path / "one"], "one", age_s=0.0), 0, every_s=0.1) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tab.open(server.address)
+        before = tab.ask(STEPS)
+        record.write_text("".join(lines))
+        assert tab.ask(UNTIL_MORE) > before
+        assert " · live, " in tab.ask("document.getElementById('state').textContent")
+        assert tab.problems == []
+        tab.open("about:blank")
+        server.shutdown()
 
 
 def test_it_prints(tab: Tab, page: str, tmp_path: Path):

@@ -43,7 +43,7 @@ def test_sections_follow_each_other_from_the_verdict_to_the_recipe(sources: Sour
     titles = [one.id for one in make_page(sources, "job").sections]
     assert titles == [
         *("verdict", "size", "cost", "memory", "loss", "scores", "retention", "wall-clock"),
-        *("balance", "experts", "routing", "merge", "samples", "recipe"),
+        *("balance", "experts", "routing", "merge", "data", "samples", "recipe"),
     ]
 
 
@@ -79,7 +79,9 @@ def test_text_of_others_stays_text(html: str):
 
 
 def test_data_in_the_page_is_json_that_nothing_in_it_ends_early(html: str):
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    data = re.search(
+        r'<script type="application/json" id="report-data">(.*?)</script>', html, re.DOTALL
+    )
     assert data is not None
     assert "<" not in data[1]
     figures = json.loads(data[1])["figures"]

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesaic.config.load import read_run_file
@@ -20,13 +20,14 @@ PLAIN = PLAIN | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
     PLAIN,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
-    max_leaves=12,
+    max_leaves=6,
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
-def test_settings_written_as_toml_read_back_the_same(settings: dict[str, Any]):
-    assert tomllib.loads(write_toml(settings)) == settings
+def test_settings_written_as_toml_read_back_the_same(table: dict[str, Any]):
+    assert tomllib.loads(write_toml(table)) == table
 
 
 def test_what_is_absent_is_left_out():

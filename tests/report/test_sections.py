@@ -1,17 +1,24 @@
 """Every section says in words and numbers what was found, and where that comes from."""
 
+import json
+import shutil
+from pathlib import Path
+
 from report.conftest import HOSTILE
 
-from moesaic.report.blocks import Figure, Grid, Prose, Readings, Section
+from moesaic.report.blocks import Claim, Figure, Grid, Prose, Readings, Section
 from moesaic.report.cost import throughput, wall_clock
+from moesaic.report.data import data
 from moesaic.report.experts import experts
 from moesaic.report.losses import retention
 from moesaic.report.merging import merging
+from moesaic.report.read import read_sources
 from moesaic.report.routing import routing
 from moesaic.report.runs import base_of, is_over, pace, task_domains
 from moesaic.report.samples import samples
 from moesaic.report.scores import scores
 from moesaic.report.sources import Sources
+from moesaic.report.verdict import verdict
 
 
 def told(section: Section | None) -> str:
@@ -135,6 +142,29 @@ def test_time_and_cost_have_a_row_for_every_run(sources: Sources):
     assert figures(wall_clock(sources))["wall-clock"].data["columns"]["row"] == [
         *("one", "one", "two", "two")
     ]
+
+
+def test_what_was_read_is_counted(sources: Sources):
+    found = data(sources)
+    assert found is not None
+    [table] = [block.table for block in found.blocks if isinstance(block, Grid)]
+    assert [row.values["run"] for row in table.rows] == ["one", "two"]
+    assert table.rows[0].values["tokens"] > 0
+
+
+def test_what_befell_a_run_is_told_and_its_failure_comes_first(job: Path, tmp_path: Path):
+    shutil.copytree(job / "one", tmp_path / "one")
+    with (tmp_path / "one" / "record.jsonl").open("a") as file:
+        for kind, problem in (("skip", "loss=nan"), ("stop", "grad_norm=inf")):
+            line = {"kind": kind, "step": 8, "time_s": 0, "problem": problem}
+            file.write(json.dumps(line) + "\n")
+    found = read_sources([tmp_path])
+    assert told(data(found)) == (
+        "one: step 8 was left out, loss=nan.\none: stopped after step 8, grad_norm=inf."
+    )
+    first = verdict(found)
+    assert first is not None
+    assert first.blocks[0] == Claim("worse", "one stopped after step 8: grad_norm=inf.")
 
 
 def test_a_run_knows_its_task_its_base_and_its_end(sources: Sources):

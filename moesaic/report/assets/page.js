@@ -3,7 +3,7 @@
 // is served while runs are going.
 
 const Page = (() => {
-  const content = JSON.parse(document.getElementById("data").textContent);
+  const content = JSON.parse(document.getElementById("report-data").textContent);
   const PRINTED = 680; // pixels that a chart is wide on paper
   let figures = new Map();
 
