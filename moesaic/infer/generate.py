@@ -6,7 +6,7 @@ Letters: B sequences, V vocabulary.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,12 +17,9 @@ from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Fed, build_decoder
 from moesaic.infer.prompts import Prompt, encode_prompts
 from moesaic.infer.sample import sample
-from moesaic.infer.text import TextStream
+from moesaic.infer.text import Ending, Written
 from moesaic.model.build import load_model
 from moesaic.model.transformer import Transformer
-
-Ending = Literal["eos", "stop", "length"]
-"""Why a text ends: a token that ends texts, a stop text, or as many tokens as were allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ class _Request:
 
     def pieces(self) -> Iterator[Piece]:
         """Pieces of all texts in the order of their tokens, until every text has ended."""
-        texts = [self._begin() for _ in self.rows]
+        texts = [Written.begin(self.model.config, self.tokenizer, self.config) for _ in self.rows]
         for tokens in draw_tokens(self.model, self.rows, self.config):
             for prompt, (text, token) in enumerate(zip(texts, tokens, strict=True)):
                 if text.ending is None:
@@ -136,37 +133,6 @@ class _Request:
                     yield Piece(prompt, token, certain, text.ending)
             if all(text.ending for text in texts):
                 return
-
-    def _begin(self) -> "_Text":
-        further = self.tokenizer.eos_ids if self.tokenizer else ()
-        ends = frozenset((*self.model.config.eos_token_ids, *further))
-        stream = TextStream(self.tokenizer, self.config.stop) if self.tokenizer else None
-        return _Text(stream, ends, self.config.max_new_tokens)
-
-
-@dataclass(slots=True)
-class _Text:
-    """One text while it is written."""
-
-    stream: TextStream | None
-    ends: frozenset[int]
-    room: int
-    """Tokens that may still be drawn."""
-    ending: Ending | None = None
-
-    def add(self, token: int) -> str:
-        """Take a token and see whether it is the last; returns the text that is certain now."""
-        self.room -= 1
-        certain = self.stream.push(token) if self.stream else ""
-        if self.stream and self.stream.stopped:
-            self.ending = "stop"
-        elif token in self.ends:
-            self.ending = "eos"
-        elif not self.room:
-            self.ending = "length"
-        if self.ending and self.stream:
-            certain += self.stream.finish()
-        return certain
 
 
 def draw_tokens(

@@ -1,8 +1,15 @@
-"""`TextStream`: tokens in, text out as soon as it is certain."""
+"""`TextStream`: tokens in, text out as soon as it is certain; `Written`: where a text ends."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
 
+from moesaic.config.infer import GenerateConfig
+from moesaic.config.model import ModelConfig
 from moesaic.data.tokenizer import Tokenizer
+
+Ending = Literal["eos", "stop", "length"]
+"""Why a text ends: a token that ends texts, a stop text, or as many tokens as were allowed."""
 
 _REPLACEMENT = "\ufffd"
 """What the bytes of an unfinished character decode to."""
@@ -54,6 +61,40 @@ class TextStream:
             kept = max((_overlap(held, stop) for stop in self._stop), default=0)
             held, self._held = held[: len(held) - kept], held[len(held) - kept :]
         return held
+
+
+@dataclass(slots=True)
+class Written:
+    """One text while it is written."""
+
+    stream: TextStream | None
+    ends: frozenset[int]
+    """Tokens that end it."""
+    room: int
+    """Tokens that may still be drawn."""
+    ending: Ending | None = None
+
+    @classmethod
+    def begin(cls, model: ModelConfig, tokenizer: Tokenizer | None, config: GenerateConfig) -> Self:
+        """A text that nothing was written of yet; without a tokenizer there are only its tokens."""
+        further = tokenizer.eos_ids if tokenizer else ()
+        ends = frozenset((*model.eos_token_ids, *further))
+        stream = TextStream(tokenizer, config.stop) if tokenizer else None
+        return cls(stream, ends, config.max_new_tokens)
+
+    def add(self, token: int) -> str:
+        """Take a token and see whether it is the last; returns the text that is certain now."""
+        self.room -= 1
+        certain = self.stream.push(token) if self.stream else ""
+        if self.stream and self.stream.stopped:
+            self.ending = "stop"
+        elif token in self.ends:
+            self.ending = "eos"
+        elif not self.room:
+            self.ending = "length"
+        if self.ending and self.stream:
+            certain += self.stream.finish()
+        return certain
 
 
 def _overlap(text: str, stop: str) -> int:

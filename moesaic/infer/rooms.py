@@ -1,0 +1,74 @@
+"""`Rooms`: which sequences have blocks of the pool, and which have to wait for some."""
+
+from bisect import insort
+
+from moesaic.infer.blocks import BlockPool, Held
+from moesaic.infer.prefix import Prefixes
+from moesaic.infer.sequence import Sequence
+
+
+class Rooms:
+    """Sequences that are running, the first to be served first.
+
+    Args:
+        pool: whose blocks they have.
+        in_advance: whether a sequence is let in only with all the room it could need, and computes
+            everything itself. Otherwise it begins with room for what it has, finds what others
+            computed, and is set back, to be computed again, where one before it needs its room.
+    """
+
+    def __init__(self, pool: BlockPool, in_advance: bool) -> None:
+        self.running: list[Sequence] = []
+        self.prefixes = Prefixes(pool)
+        self._pool, self._in_advance = pool, in_advance
+
+    @property
+    def n_free(self) -> int:
+        """Blocks that could be had."""
+        return self._pool.n_free + self.prefixes.n_idle
+
+    def shown(self) -> tuple[int, int]:
+        """Blocks that could be had, and those among them or in use that hold prefixes."""
+        return self.n_free, len(self.prefixes)
+
+    def enter(self, sequence: Sequence) -> bool:
+        """Let a sequence in if there is room; whether there is. Alone it always finds room."""
+        if self._in_advance:
+            held, length = Held(self._pool), sequence.most_ids
+        else:
+            held, length = self.prefixes.begin(sequence.ids), len(sequence.ids) + 1
+        length = min(length, sequence.most_ids)
+        need = -(-length // self._pool.block) - len(held.blocks)
+        if need > self.n_free:
+            held.release()
+            return False
+        self.prefixes.make_free(need)
+        held.make_room(length - held.length)
+        sequence.held = held
+        insort(self.running, sequence, key=lambda each: each.rank)
+        return True
+
+    def widen(self, sequence: Sequence, more: int) -> list[Sequence]:
+        """Make room for further positions; returns those who lost theirs for it, the last ones
+        first. The sequence itself may be among them."""
+        assert sequence.held is not None
+        need = -(-(sequence.held.length + more) // self._pool.block) - len(sequence.held.blocks)
+        lost: list[Sequence] = []
+        while not self.prefixes.make_free(need):
+            last = self.running[-1]
+            self.leave(last)
+            lost.append(last)
+            if last is sequence:
+                return lost
+        sequence.held.make_room(more)
+        return lost
+
+    def keep(self, sequence: Sequence) -> None:
+        """Let others find what this one computed."""
+        if not self._in_advance and sequence.held is not None:
+            self.prefixes.keep(sequence.ids, sequence.held)
+
+    def leave(self, sequence: Sequence) -> None:
+        """Take back all that a sequence has."""
+        self.running.remove(sequence)
+        sequence.release()

@@ -1,0 +1,100 @@
+"""`Sequence`: one request inside a `BatchEngine`, and how its tokens are drawn.
+
+Letters: B sequences, V vocabulary.
+"""
+
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moesaic.errors import RequestError
+from moesaic.infer.blocks import Held
+from moesaic.infer.job import Piece, Stream
+from moesaic.infer.sample import sample
+from moesaic.infer.text import Written
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A prompt and what was drawn after it."""
+
+    stream: Stream
+    order: int
+    """Which request it is, counted from 0."""
+    arrived_s: float
+    written: Written
+    generator: torch.Generator
+    ids: list[int]
+    """Of the prompt, and those drawn."""
+    held: Held | None = None
+    """What is cached of them; None while it waits."""
+    latest_s: float | None = None
+    """When its latest token was drawn; None before the first."""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Lower ones go first."""
+        return self.stream.job.priority, self.order
+
+    @property
+    def n_pending(self) -> int:
+        """Ids that were not fed yet."""
+        assert self.held is not None
+        return len(self.ids) - self.held.length
+
+    @property
+    def most_ids(self) -> int:
+        """Ids it has in the end, at most."""
+        job = self.stream.job
+        return len(job.prompt_ids) + job.settings.max_new_tokens
+
+    def add(self, token: int, logits_V: Tensor) -> Piece:
+        """Take the token drawn from these logits."""
+        self.ids.append(token)
+        text = self.written.add(token)
+        most = self.stream.job.top_logprobs
+        if most is None:
+            return Piece(token, text, self.written.ending)
+        return Piece(token, text, self.written.ending, *_logprobs(logits_V, token, most))
+
+    def release(self) -> None:
+        """Give back what is cached."""
+        if self.held is not None:
+            self.held.release()
+            self.held = None
+
+
+def draw_each(sequences: Several[Sequence], logits_BV: Tensor) -> list[int | RequestError]:
+    """The next token of every sequence by its own settings, or why there is none.
+
+    Sequences with the same settings are drawn together; each takes one random number from its own
+    generator, so that none depends on its neighbours.
+    """
+    finite = torch.isfinite(logits_BV).all(dim=-1).tolist()
+    groups: dict[object, list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        settings = sequence.stream.job.settings
+        kind = (settings.temperature, settings.top_k, settings.top_p) if finite[row] else row
+        groups.setdefault(kind, []).append(row)
+    drawn: dict[int, int | RequestError] = {}
+    for rows in groups.values():
+        settings = sequences[rows[0]].stream.job.settings
+        generators = [sequences[row].generator for row in rows]
+        try:
+            tokens = sample(logits_BV[rows], settings, generators).tolist()
+            drawn.update(zip(rows, tokens, strict=True))
+        except RequestError as error:
+            drawn.update(dict.fromkeys(rows, error))
+    return [drawn[row] for row in range(len(sequences))]
+
+
+def _logprobs(
+    logits_V: Tensor, token: int, most: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """That of the token, and the highest."""
+    logprobs_V = logits_V.double().log_softmax(dim=-1)
+    values, ids = logprobs_V.topk(min(most, len(logprobs_V)))
+    best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return float(logprobs_V[token]), best

@@ -1,0 +1,282 @@
+"""A running batch gives every request what it would get alone, and takes back all it lent."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from time import monotonic, sleep
+
+import pytest
+import torch
+
+import moesaic
+from moesaic.config.infer import GenerateConfig
+from moesaic.config.model import ModelConfig
+from moesaic.config.serve import ServeConfig
+from moesaic.data.tokenizer import Tokenizer
+from moesaic.errors import RequestError
+from moesaic.infer.batching import BatchEngine
+from moesaic.infer.blocks import BlockPool
+from moesaic.infer.decoder import Fed, Found, TorchDecoder
+from moesaic.infer.job import BusyError, Job, LateError, Stream
+from moesaic.model.build import build_model
+from moesaic.model.transformer import Transformer
+
+BLOCK = 4
+
+
+class Slow(TorchDecoder):
+    """Waits until it is let go, then takes its time; remembers what it was fed."""
+
+    gap_s = 0.0
+
+    def feed(self, fed: Sequence[Fed]) -> list[Found]:
+        self.sizes = [*getattr(self, "sizes", []), [len(one.ids) for one in fed]]
+        sleep(self.gap_s)
+        return super().feed(fed)
+
+
+class Failing(TorchDecoder):
+    """Cannot be fed one token."""
+
+    def feed(self, fed: Sequence[Fed]) -> list[Found]:
+        if any(13 in one.ids for one in fed):
+            raise ValueError("out of luck")
+        return super().feed(fed)
+
+
+def pool_of(model: Transformer, n_blocks: int = 64) -> BlockPool:
+    return BlockPool(model.config, n_blocks, block=BLOCK, dtype=torch.float32)
+
+
+def engine_of(
+    model: Transformer, tokenizer: Tokenizer | None = None, n_blocks: int = 64, **settings: object
+) -> BatchEngine:
+    decoder = TorchDecoder(model, pool_of(model, n_blocks))
+    return BatchEngine(decoder, tokenizer, ServeConfig.parse(settings))
+
+
+def job(ids: Sequence[int], priority: int = 0, **settings: object) -> Job:
+    return Job(tuple(ids), GenerateConfig.parse(settings), priority)
+
+
+def tokens(stream: Stream) -> list[int]:
+    return [piece.token for piece in stream]
+
+
+def prompts(n: int, seed: int = 0, longest: int = 30) -> list[list[int]]:
+    random = Random(seed)
+    return [[random.randrange(300) for _ in range(random.randint(1, longest))] for _ in range(n)]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = monotonic() + 20
+    while not condition():
+        assert monotonic() < end
+        sleep(0.002)
+
+
+@pytest.mark.parametrize("family", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_request_gets_what_generate_gives_it_alone(
+    tiny_config: Callable[..., ModelConfig], family: str, deterministic: bool
+):
+    model = build_model(tiny_config(family, vocab_size=300, eos_token_id=None), seed=3)
+    rows = prompts(8)
+    settings = [
+        {
+            "max_new_tokens": 5 + row,
+            "seed": row,
+            "temperature": row % 3 / 2,
+            "top_k": row % 2 * 9 or None,
+        }
+        for row in range(8)
+    ]
+    alone = [
+        moesaic.generate(model, [row], **each)[0].ids
+        for row, each in zip(rows, settings, strict=True)
+    ]
+    with engine_of(model, prefill_tokens=8, max_running=4, deterministic=deterministic) as engine:
+        streams = [engine.submit(job(r, **s)) for r, s in zip(rows, settings, strict=True)]
+        assert [tuple(tokens(stream)) for stream in streams] == alone
+
+
+def test_texts_and_endings_are_those_of_generate(model: Transformer, tokenizer: Tokenizer):
+    settings = {"max_new_tokens": 30, "temperature": 1.0, "stop": ("e", "th")}
+    texts = ["one two", "three", "four five, one", "two"]
+    with engine_of(model, tokenizer) as engine:
+        streams = [engine.submit(job(tokenizer.encode_prompt(text), **settings)) for text in texts]
+        pieces = [list(stream) for stream in streams]
+    alone = [moesaic.generate(model, [text], tokenizer, **settings)[0] for text in texts]
+    assert ["".join(p.text for p in each) for each in pieces] == [text.text for text in alone]
+    assert [each[-1].ending for each in pieces] == [text.ending for text in alone]
+    assert "stop" in [text.ending for text in alone]
+
+
+def test_sequences_that_lose_their_room_are_computed_again(model: Transformer):
+    rows = prompts(6, longest=12)
+    alone = [moesaic.generate(model, [row], max_new_tokens=30)[0].ids for row in rows]
+    with engine_of(model, n_blocks=16) as engine:
+        streams = [engine.submit(job(row, max_new_tokens=30)) for row in rows]
+        assert [tuple(tokens(stream)) for stream in streams] == alone
+        assert engine.stats().meter.tokens["again"] > 0
+
+
+@pytest.mark.parametrize(("deterministic", "n"), [(False, 200), (True, 40)])
+def test_requests_that_join_and_leave_at_random_give_all_blocks_back(
+    model: Transformer, deterministic: bool, n: int
+):
+    random = Random(1)
+    pool = pool_of(model, 24)
+    config = ServeConfig(
+        max_running=5, max_queue=400, prefill_tokens=16, deterministic=deterministic
+    )
+    engine = BatchEngine(TorchDecoder(model, pool), None, config)
+    shared = prompts(3, seed=5, longest=20)
+    streams = []
+    for row in prompts(n, seed=2, longest=12):
+        ids = [*random.choice(shared), *row] if random.random() < 0.5 else row
+        settings = {"max_new_tokens": random.randint(1, 12), "seed": random.randrange(9)}
+        streams.append(engine.submit(job(ids, random.randint(0, 2), **settings)))
+        if random.random() < 0.3:
+            random.choice(streams).cancel()
+        sleep(random.random() * 0.002)
+    for stream in streams:
+        for _ in stream:
+            pass
+    wait_for(lambda: engine.stats().blocks_free == pool.n_blocks)
+    engine.close()
+    assert pool.n_free == pool.n_blocks
+    assert sum(engine.stats().meter.requests.values()) == n
+
+
+def test_the_same_numbers_to_the_last_bit_where_it_is_deterministic(model: Transformer):
+    ids = prompts(1, seed=7, longest=40)[0]
+    asked = Job(tuple(ids), GenerateConfig(max_new_tokens=12), top_logprobs=3)
+    with engine_of(model, deterministic=True, prefill_tokens=8) as engine:
+        alone = list(engine.submit(asked))
+        others = [engine.submit(job(row, max_new_tokens=20)) for row in prompts(5, seed=8)]
+        assert list(engine.submit(asked)) == alone
+        assert all(tokens(other) for other in others)
+
+
+def test_lower_priorities_go_first_and_equal_ones_in_their_order(model: Transformer):
+    decoder = Slow(model, pool_of(model))
+    decoder.gap_s = 0.1
+    with BatchEngine(decoder, None, ServeConfig(max_running=1)) as engine:
+        ended: list[str] = []
+        first = engine.submit(job([1], max_new_tokens=2))
+        wait_for(lambda: engine.stats().running == 1)
+        decoder.gap_s = 0.0
+        order = {"late": 5, "soon": 1, "soon too": 1, "now": -1}
+        streams = {}
+        for name, priority in order.items():
+            wake = lambda name=name: ended.append(name)  # noqa: E731
+            streams[name] = engine.submit(job([2], priority, max_new_tokens=1), wake)
+        tokens(first)
+        for stream in streams.values():
+            tokens(stream)
+    assert ended == ["now", "soon", "soon too", "late"]
+
+
+def test_a_long_prompt_does_not_hold_up_a_running_answer(model: Transformer):
+    decoder = Slow(model, pool_of(model))
+    with BatchEngine(decoder, None, ServeConfig(prefill_tokens=8)) as engine:
+        running = engine.submit(job([1, 2], max_new_tokens=60))
+        next(iter(running))
+        tokens(engine.submit(job(range(80), max_new_tokens=1)))
+        running.cancel()
+    reading = [place for place, sizes in enumerate(decoder.sizes) if sizes == [8]]
+    assert len(reading) == 10
+    assert all(decoder.sizes[place + 1] == [1] for place in reading[:-1])
+
+
+def test_a_cancelled_request_gives_its_blocks_back_and_ends(model: Transformer):
+    with engine_of(model) as engine:
+        stream = engine.submit(job([1, 2, 3], max_new_tokens=100))
+        next(iter(stream))
+        stream.cancel()
+        assert len(tokens(stream)) < 99
+        wait_for(lambda: engine.stats().blocks_free == 64)
+        assert engine.stats().meter.requests == {"cancelled": 1}
+
+
+def test_an_error_of_one_request_ends_no_other(model: Transformer):
+    with BatchEngine(Failing(model, pool_of(model))) as engine:
+        streams = [engine.submit(job([n, 2], max_new_tokens=8)) for n in (11, 13, 12)]
+        with pytest.raises(ValueError, match="out of luck"):
+            tokens(streams[1])
+        assert len(tokens(streams[0])) == len(tokens(streams[2])) == 8
+        wait_for(lambda: engine.stats().blocks_free == 64)
+
+
+def test_logits_that_are_no_numbers_end_their_request(model: Transformer):
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = torch.nan
+    with engine_of(model) as engine:
+        bad, good = (
+            engine.submit(job([5], max_new_tokens=3)),
+            engine.submit(job([6], max_new_tokens=3)),
+        )
+        with pytest.raises(RequestError, match="logits are not finite"):
+            tokens(bad)
+        assert len(tokens(good)) == 3
+
+
+def test_a_request_that_never_fits_is_refused_and_tells_the_fix(model: Transformer):
+    with engine_of(model, n_blocks=4) as engine:
+        with pytest.raises(RequestError, match=r"together more than the 16 positions .* cache_tok"):
+            engine.submit(job([1] * 10, max_new_tokens=7))
+        assert len(tokens(engine.submit(job([1] * 10, max_new_tokens=6)))) == 6
+
+
+def test_the_queue_is_bounded(model: Transformer):
+    with engine_of(model, max_running=1, max_queue=1) as engine:
+        streams = [engine.submit(job([n], max_new_tokens=100)) for n in range(2)]
+        with pytest.raises(BusyError, match="1 requests are running and 1 wait; ask again later"):
+            engine.submit(job([3], max_new_tokens=1))
+        for stream in streams:
+            stream.cancel()
+
+
+def test_a_request_that_takes_too_long_is_given_up(model: Transformer):
+    decoder = Slow(model, pool_of(model))
+    decoder.gap_s = 0.02
+    with BatchEngine(decoder, None, ServeConfig(timeout_s=0.1)) as engine:
+        stream = engine.submit(job([1], max_new_tokens=100))
+        with pytest.raises(LateError, match=r"was not finished within 0\.1 s; ask for fewer"):
+            tokens(stream)
+        wait_for(lambda: engine.stats().blocks_free == 64)
+
+
+def test_logprobs_are_those_of_the_model(model: Transformer):
+    ids = (4, 8, 15)
+    with engine_of(model) as engine:
+        [piece] = engine.submit(Job(ids, GenerateConfig(max_new_tokens=1), top_logprobs=2))
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids]))[0, -1].double().log_softmax(-1)
+    best = logprobs.topk(2)
+    assert piece.logprob == pytest.approx(float(logprobs[piece.token]), abs=1e-5)
+    assert [id_ for id_, _ in piece.top_logprobs] == best.indices.tolist()
+    assert [p for _, p in piece.top_logprobs] == pytest.approx(best.values.tolist(), abs=1e-5)
+    with pytest.raises(RequestError, match="top_logprobs=21 is not from 0 to 20"):
+        Job(ids, top_logprobs=21)
+
+
+def test_closing_ends_what_runs_and_takes_nothing_new(model: Transformer):
+    pool = pool_of(model)
+    engine = BatchEngine(TorchDecoder(model, pool))
+    stream = engine.submit(job([1, 2], max_new_tokens=20))
+    engine.close()
+    assert len(tokens(stream)) == 20
+    with pytest.raises(BusyError, match="the server is stopping"):
+        engine.submit(job([1], max_new_tokens=1))
+    assert pool.n_free == pool.n_blocks
+
+
+def test_closing_gives_up_what_takes_too_long(model: Transformer):
+    decoder = Slow(model, pool_of(model))
+    decoder.gap_s = 0.05
+    engine = BatchEngine(decoder)
+    stream = engine.submit(job([1, 2], max_new_tokens=120))
+    engine.close(wait_s=0.1)
+    assert len(tokens(stream)) < 20
+    assert decoder.pool.n_free == decoder.pool.n_blocks
