@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moesaic.kernels.native import rows
+
 _BLOCK = 128
 """Queries handled at a time."""
 
@@ -58,9 +60,9 @@ class _Blockwise(torch.autograd.Function):
         heads = q.shape[1]
         q, k, v = (part.flatten(0, 1) for part in (q * scale, k, v))
         out = q.new_empty(shape).flatten(0, 1)
-        blocks, later = _blocks(q.shape[1], visible), _later(q)
+        blocks = _blocks(q.shape[1], visible)
         for fed, seen in blocks:
-            out[:, fed] = _weights(q, k, fed, seen, later, visible) @ v[:, seen]
+            out[:, fed] = _weights(q, k, fed, seen, visible) @ v[:, seen]
         ctx.save_for_backward(q, k, v)
         ctx.rest = (scale, visible, heads, blocks)
         return out.view(shape)
@@ -74,16 +76,15 @@ class _Blockwise(torch.autograd.Function):
         scale, visible, heads, blocks = ctx.rest
         grad = grads[0].flatten(0, 1)
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        d_queries, later = torch.empty_like(q), _later(q)
-        d_keys, d_values = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        d_queries = torch.empty_like(q)
+        d_keys, d_values = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
         for fed, seen in blocks:
-            weights = _weights(q, k, fed, seen, later, visible)
+            weights = _weights(q, k, fed, seen, visible)
             d_out = grad[:, fed]
-            d_values[:, seen] += weights.transpose(1, 2) @ d_out
-            d_weights = d_out @ v[:, seen].transpose(1, 2)
-            d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            _add_(d_values[:, seen], weights.transpose(1, 2) @ d_out)
+            d_scores = _softmax_backward(d_out @ v[:, seen].transpose(1, 2), weights)
             d_queries[:, fed] = d_scores @ k[:, seen]
-            d_keys[:, seen] += d_scores.transpose(1, 2) @ q[:, fed]
+            _add_(d_keys[:, seen], d_scores.transpose(1, 2) @ q[:, fed])
         parts = (d_queries.mul_(scale), d_keys.to(k.dtype), d_values.to(v.dtype))
         return (*(part.unflatten(0, (-1, heads)) for part in parts), None, None)
 
@@ -100,20 +101,32 @@ def _blocks(length: int, visible: Tensor | None) -> list[tuple[slice, slice]]:
     return blocks
 
 
-def _later(q: Tensor) -> Tensor:
-    """What is added to the scores of a block on itself: -inf at later positions."""
-    return q.new_full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
-
-
-def _weights(
-    q: Tensor, k: Tensor, fed: slice, seen: slice, later: Tensor, visible: Tensor | None
-) -> Tensor:
+def _weights(q: Tensor, k: Tensor, fed: slice, seen: slice, visible: Tensor | None) -> Tensor:
     """Attention weights of one block: [B·H, fed, seen]."""
     scores = q[:, fed] @ k[:, seen].transpose(1, 2)
     if visible is not None:
         per_row = scores.unflatten(0, (visible.shape[0], -1))
         per_row.masked_fill_(~visible[:, :, fed, seen], float("-inf"))
-    else:
-        size = fed.stop - fed.start
-        scores[:, :, -size:] += later[:size, :size]
+    size = fed.stop - fed.start
+    if rows.serve(scores):
+        rows.softmax_(scores, scores.shape[2] - size + 1)
+        return scores
+    if visible is None:
+        scores[:, :, -size:] += scores.new_full((size, size), float("-inf")).triu_(1)
     return torch.softmax(scores, dim=-1)
+
+
+def _softmax_backward(d_weights: Tensor, weights: Tensor) -> Tensor:
+    """Gradient of the scores; ``d_weights`` may be overwritten."""
+    if rows.serve(d_weights, weights):
+        rows.softmax_backward_(d_weights, weights)
+        return d_weights
+    return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+
+
+def _add_(sums: Tensor, values: Tensor) -> None:
+    """``sums += values``, where the sums may be of a wider type."""
+    if sums.dtype == torch.float32 and rows.serve(values):
+        rows.add_(sums, values)
+    else:
+        sums += values

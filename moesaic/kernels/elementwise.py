@@ -7,12 +7,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moesaic.kernels.native import rows
+
 
 class _RmsNorm(torch.autograd.Function):
     """Keeps the input and one scale per row; plain autograd keeps four copies of the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if x.is_contiguous() and rows.serve(x):
+            out, scale = rows.norm(x, weight.to(x.dtype), eps)
+            ctx.save_for_backward(x, weight, scale)
+            return out
         wide = x if x.dtype == torch.float64 else x.float()
         width = x.shape[-1]
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -26,6 +32,10 @@ class _RmsNorm(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
+        if x.is_contiguous() and rows.serve(x):
+            grad = grads[0].contiguous()
+            d_x, d_weight = rows.norm_backward(grad, x, weight.to(x.dtype), scale)
+            return d_x, d_weight.to(weight.dtype), None
         wide = scale.dtype
         normed = x.to(wide) * scale
         grad = grads[0].to(wide)
@@ -44,11 +54,18 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        if gate.is_contiguous() and up.is_contiguous() and rows.serve(gate, up):
+            return rows.gated(*(x.view(-1, x.shape[-1]) for x in (gate, up))).view_as(gate)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if gate.is_contiguous() and up.is_contiguous() and rows.serve(gate, up):
+            found = torch.empty_like(gate), torch.empty_like(up)
+            inputs = (grads[0].contiguous(), gate, up, *found)
+            rows.gated_backward(*(x.view(-1, gate.shape[-1]) for x in inputs))
+            return found
         return swiglu_backward(grads[0], gate, up)
 
 
@@ -67,3 +84,50 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     d_up = F.silu(gate).mul_(grad)
     d_gate = torch.ops.aten.silu_backward(grad * up, gate)
     return d_gate, d_up
+
+
+def gated_halves(inner: Tensor, weight: Tensor) -> Tensor:
+    """`swiglu` of the halves of each row, gate first, times the row's weight.
+
+    Args:
+        inner: [rows, 2F].
+        weight: [rows, 1], of the same dtype.
+    """
+    if rows.serve(inner):
+        return rows.gated(*inner.chunk(2, dim=-1), weight.float().squeeze(1))
+    gate, up = halves(inner)
+    return F.silu(gate).mul_(up).mul_(weight)
+
+
+def gated_halves_backward(
+    grad: Tensor, inner: Tensor, weight: Tensor, wants_weight: bool, wants_active: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """Everything of the backward pass of `gated_halves` in one sweep; None where that is not to be
+    had, and each part has to be computed by itself.
+
+    Args:
+        grad: [rows, F], of its result before the weight.
+        inner: what it was applied to.
+        weight: of each row.
+        wants_weight: whether the weight's gradient is needed.
+        wants_active: whether the result of `gated_halves` is needed again.
+
+    Returns:
+        The gradient of ``inner``; float32 [rows] of the weight; the result. The last two are None
+        unless wanted.
+    """
+    if not rows.serve(inner):
+        return None
+    d_inner = torch.empty_like(inner)
+    d_weight = torch.empty(len(inner)) if wants_weight else None
+    active = torch.empty_like(grad) if wants_active else None
+    parts = (*inner.chunk(2, dim=-1), *d_inner.chunk(2, dim=-1))
+    rows.gated_backward(grad, *parts, weight.float().squeeze(1), active, d_weight)
+    return d_inner, d_weight, active
+
+
+def halves(inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Gate and up of inner rows. The gate is copied: its activation runs three to ten times as fast
+    over memory without gaps."""
+    gate, up = inner.chunk(2, dim=-1)
+    return gate.contiguous(), up

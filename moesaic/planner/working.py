@@ -7,7 +7,7 @@ from moesaic.config.model import ModelConfig
 from moesaic.planner.params import Plan
 from moesaic.planner.precision import Precision
 
-CHUNK_LOGITS = 2**20
+CHUNK_LOGITS = 2**22
 """Logits of the loss that exist at a time, as in `kernels.cross_entropy`."""
 SMALLEST_CHUNK = 256
 """Tokens in a chunk at least, however large the vocabulary is."""
@@ -29,6 +29,8 @@ def experts_working(
         below: whether a gradient is passed on to the layers below.
         earlier: whether the gradients are there from the pass before.
     """
+    if plan.are_adapted("routed"):
+        return _adapted_working(plan, tokens, precision)
     config, compute = plan.config, precision.compute
     hidden = tokens * config.hidden_size * compute
     chosen = (config.num_experts_per_tok or 0) * tokens * compute
@@ -53,24 +55,36 @@ def experts_working(
     return max(moments) + hidden * (1 + bool(shared)) - freed
 
 
+def _adapted_working(plan: Plan, tokens: int, precision: Precision) -> int:
+    """The same with adapters beside experts, in the order of `kernels.adapted`."""
+    config, compute = plan.config, precision.compute
+    hidden = tokens * config.hidden_size * compute
+    chosen = (config.num_experts_per_tok or 0) * tokens * compute
+    wide, inner = chosen * config.hidden_size, chosen * (config.moe_intermediate_size or 0)
+    moments = (
+        4 * inner + wide,  # gate, activation, its gradient with the share of the adapters
+        5 * inner,  # gate and up before the activation, and their gradients
+        2 * inner + 2 * wide,  # joined, the input, and the gradient that leads back
+    )
+    return max(moments) + hidden * (1 + bool(shared_width(config)))
+
+
 def feed_forward_working(config: ModelConfig, tokens: int, compute: int) -> int:
     """The backward pass of a dense layer's feed-forward."""
     return tokens * compute * (3 * config.intermediate_size + 2 * config.hidden_size)
 
 
 def loss_working(plan: Plan, tokens: int, precision: Precision) -> int:
-    """A chunk of logits, their logarithms, and their gradients in the dtype of the products, while
-    those of the chunk before are still there; the head's float32 gradient, before it is cast."""
+    """A chunk of logits and their logarithms, both in float32; or, where the head is trained, their
+    gradients and the product that is added to the head's, which is summed in float32."""
     vocabulary, compute = plan.config.vocab_size, precision.compute
     chunk = min(tokens, max(SMALLEST_CHUNK, CHUNK_LOGITS // vocabulary))
-    last = 8 if compute == 4 else 8 + compute
-    before = 0 if chunk == tokens else 4 if compute == 4 else 4 + compute
+    logits = 2 * 4 * chunk * vocabulary
     if plan.train_experts is not None:
-        return chunk * vocabulary * (last + before)
+        return logits
     weights, modules = vocabulary * plan.config.hidden_size, plan.config.num_nextn_predict_layers
-    adding = last * chunk * vocabulary + compute * weights
-    most = max(adding, (last + before) * chunk * vocabulary)
-    return most + (4 + modules * precision.gradients) * weights
+    adding = compute * (chunk * vocabulary + weights)
+    return max(logits, adding) + (4 + modules * precision.gradients) * weights
 
 
 def shared_width(config: ModelConfig) -> int:
@@ -84,14 +98,19 @@ def optimizer_working(plan: Plan, precision: Precision, offload: bool) -> int:
     and where moments are offloaded those of three pieces."""
     if precision.weights == precision.gradients == precision.states and not offload:
         return 0
-    tensors = 2 * _weights_of_down(plan)
-    if plan.train_experts is None:
-        tensors = max(tensors, plan.config.vocab_size * plan.config.hidden_size)
-    piece = min(PIECE, tensors)
+    piece = min(PIECE, _largest(plan))
     copies = 1 + (precision.gradients < 4) + (precision.weights < 4) + 2 * (precision.states != 4)
     copies += 3 * (precision.states < 2)
     carried = 3 * 2 * precision.states if offload else 0
     return round((4 * copies + carried) * piece)
+
+
+def _largest(plan: Plan) -> int:
+    """Weights of the largest tensor that is trained."""
+    config, stacks = plan.config, 2 * _weights_of_down(plan)
+    if plan.adapters is not None:
+        return plan.adapters.lora.rank * max(config.intermediate_size, stacks // config.hidden_size)
+    return stacks if plan.is_slice else max(stacks, config.vocab_size * config.hidden_size)
 
 
 def _in_piece(rows: int, weights_of_down: int) -> int:
@@ -103,11 +122,11 @@ def _in_piece(rows: int, weights_of_down: int) -> int:
 def _weights_of_down(plan: Plan) -> int:
     """Trained weights of one layer's down projections; gate and up together have twice as many."""
     config = plan.config
-    experts = config.experts if plan.train_experts is None else plan.train_experts
+    experts = plan.train_experts or config.experts
     return experts * config.hidden_size * (config.moe_intermediate_size or 0)
 
 
 def _is_cast(plan: Plan, precision: Precision) -> bool:
     """Whether a layer's experts are cast for each product. Where experts are frozen beside them
     they lie together in the dtype of the products, see `planner.holding`."""
-    return precision.weights != precision.compute and not plan.frozen_experts
+    return precision.weights != precision.compute and not plan.beside

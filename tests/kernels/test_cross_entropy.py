@@ -3,10 +3,12 @@
 import pytest
 import torch
 from kernels.agreement import DTYPES, Work, assert_agree, assert_only_asked, run
+from memory_meter import most_allocated
 from torch import Tensor
 
 from moesaic.kernels import reference
 from moesaic.kernels.cross_entropy import cross_entropy_sum
+from moesaic.kernels.native import rows
 
 SIZES = [(1, 4, 3), (5, 16, 40), (300, 24, 97), (1000, 8, 50)]
 """Tokens, hidden size, vocabulary."""
@@ -178,3 +180,21 @@ def test_under_autocast_the_products_are_in_its_dtype(generator: torch.Generator
     for x in (hidden_TD, weight_VD):
         assert x.grad is not None
         assert x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_the_logits_of_one_chunk_are_gone_before_the_next_are_made(
+    trained: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    """Two float32 tensors of a chunk are the most there is, however many chunks there are; where
+    one sweep does it all, the logits and little else."""
+    labels_T = random_labels((1024, 8, 16384), generator)
+    hidden_TD, weight_VD = random_inputs((1024, 8, 16384), torch.bfloat16, generator)
+    weight_VD.requires_grad_(trained)
+    chunk = 4 * 256 * 16384
+    if rows.serve(hidden_TD):
+        most = most_allocated(lambda: cross_entropy_sum(hidden_TD, weight_VD, labels_T))
+        assert chunk / 2 < most < 0.75 * chunk
+    monkeypatch.setattr(rows, "serve", lambda *tensors: False)
+    most = most_allocated(lambda: cross_entropy_sum(hidden_TD, weight_VD, labels_T))
+    assert 2 * chunk < most < 2.25 * chunk

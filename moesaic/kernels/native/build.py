@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
@@ -10,7 +9,10 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-_SOURCES = ("decode.cpp", "attention.h", "dot.h", "model.h", "route.h", "team.h")
+import torch
+
+_COMPILED = ("decode.cpp", "rows.cpp")
+_HEADERS = ("attention.h", "dot.h", "model.h", "route.h", "team.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -18,8 +20,8 @@ _FLAGS = (
     "-fopenmp",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-shared",
     "-fPIC",
+    "-w",
 )
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300
@@ -35,7 +37,7 @@ def library() -> ctypes.CDLL | str:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         return f"no C++ compiler was found (looked for {', '.join(_COMPILERS)})"
-    path = _folder() / f"decode-{_digest(compiler)}.so"
+    path = _folder() / f"{_digest(compiler)}.so"
     try:
         if not path.exists():
             _compile(compiler, path)
@@ -48,25 +50,44 @@ def library() -> ctypes.CDLL | str:
 def _compile(compiler: str, path: Path) -> None:
     """Write the library under another name first: several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    source = Path(__file__).with_name(_SOURCES[0])
+    here = Path(__file__).parent
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        objects = [f"{folder}/{name}.o" for name in _COMPILED]
+        for name, made in zip(_COMPILED, objects, strict=True):
+            _run(compiler, *_FLAGS, "-c", str(here / name), "-o", made)
         fresh = Path(folder) / path.name
-        command = [compiler, *_FLAGS, "-w", str(source), "-o", str(fresh)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+        _run(compiler, "-shared", *objects, _threads(), "-o", str(fresh))
         fresh.replace(path)
 
 
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+
+
+def _threads() -> str:
+    """The library of threads that torch has loaded: with a second one, the threads of both would
+    wait for work on the same cores. The compiler's own where torch has another kind."""
+    assert torch.get_num_threads()  # it is loaded by now
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    loaded = {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}
+    return min(loaded, default="-fopenmp")
+
+
 def _folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "moesaic" / "native"
+    return Path.home() / ".cache" / "moesaic" / "native"
 
 
 def _digest(compiler: str) -> str:
     told = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=False, timeout=_SECONDS
     ).stdout
-    sources = [Path(__file__).with_name(name).read_bytes() for name in _SOURCES]
-    parts = [*sources, told.encode(), " ".join(_FLAGS).encode(), _processor().encode()]
+    here = Path(__file__).parent
+    sources = [(here / name).read_bytes() for name in (*_COMPILED, *_HEADERS)]
+    settings = (told, " ".join(_FLAGS), _threads(), _processor())
+    parts = [*sources, *(each.encode() for each in settings)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
