@@ -55,7 +55,8 @@ class _SwiGlu(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         if gate.is_contiguous() and up.is_contiguous() and rows.serve(gate, up):
-            return rows.gated(*(x.view(-1, x.shape[-1]) for x in (gate, up))).view_as(gate)
+            width = gate.shape[-1]
+            return rows.gated(gate.view(-1, width), up.view(-1, width)).view_as(gate)
         return F.silu(gate).mul_(up)
 
     @staticmethod
@@ -63,8 +64,9 @@ class _SwiGlu(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         if gate.is_contiguous() and up.is_contiguous() and rows.serve(gate, up):
             found = torch.empty_like(gate), torch.empty_like(up)
-            inputs = (grads[0].contiguous(), gate, up, *found)
-            rows.gated_backward(*(x.view(-1, gate.shape[-1]) for x in inputs))
+            parts = (grads[0].contiguous(), gate, up, *found)
+            grad, gate, up, d_gate, d_up = (x.view(-1, gate.shape[-1]) for x in parts)
+            rows.gated_backward(grad, gate, up, d_gate, d_up)
             return found
         return swiglu_backward(grads[0], gate, up)
 
@@ -94,7 +96,8 @@ def gated_halves(inner: Tensor, weight: Tensor) -> Tensor:
         weight: [rows, 1], of the same dtype.
     """
     if rows.serve(inner):
-        return rows.gated(*inner.chunk(2, dim=-1), weight.float().squeeze(1))
+        gate, up = inner.chunk(2, dim=-1)
+        return rows.gated(gate, up, weight.float().squeeze(1))
     gate, up = halves(inner)
     return F.silu(gate).mul_(up).mul_(weight)
 
@@ -121,8 +124,9 @@ def gated_halves_backward(
     d_inner = torch.empty_like(inner)
     d_weight = torch.empty(len(inner)) if wants_weight else None
     active = torch.empty_like(grad) if wants_active else None
-    parts = (*inner.chunk(2, dim=-1), *d_inner.chunk(2, dim=-1))
-    rows.gated_backward(grad, *parts, weight.float().squeeze(1), active, d_weight)
+    (gate, up), (d_gate, d_up) = inner.chunk(2, dim=-1), d_inner.chunk(2, dim=-1)
+    weights = weight.float().squeeze(1)
+    rows.gated_backward(grad, gate, up, d_gate, d_up, weights, active, d_weight)
     return d_inner, d_weight, active
 
 

@@ -87,17 +87,13 @@ class _Experts(torch.autograd.Function):
         d_active = layout.matmul(grad_rows, all_down)
         d_x_TD = d_gate_up = d_down = None
         swept = gated_halves_backward(d_active, inner, weight, wants_weights, wants_down)
-        if swept is None:
-            d_weight, active = _active(d_active, inner, weight, wants_weights, wants_down)
-        else:
-            d_inner, d_weight, active = swept
+        d_weight, active = (
+            swept[1:] if swept else _active(d_active, inner, weight, wants_weights, wants_down)
+        )
         if active is not None:
             d_down = _outer(layout, grad_rows, active, down, ctx.stacks[1])
         del grad_rows, active
-        if swept is None:
-            d_gate, d_up = swiglu_backward(d_active.mul_(weight), *halves(inner))
-            d_inner = torch.cat((d_gate, d_up), dim=-1)
-            del d_gate, d_up
+        d_inner = swept[0] if swept else _d_inner(d_active, inner, weight)
         del d_active, swept
         if wants_gate_up:
             rows = x_TD.index_select(0, layout.token_of_row)
@@ -170,6 +166,11 @@ def _active(
     wide = torch.promote_types(active.dtype, torch.float32)
     d_weight = (d_active * active).sum(-1, dtype=wide) if wants_weight else None
     return d_weight, active.mul_(weight) if wants_active else None
+
+
+def _d_inner(d_active: Tensor, inner: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the inner rows; ``d_active`` is overwritten."""
+    return torch.cat(swiglu_backward(d_active.mul_(weight), *halves(inner)), dim=-1)
 
 
 def _outer(
