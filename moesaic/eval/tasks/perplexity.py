@@ -1,7 +1,8 @@
 """Perplexity and bits per byte of any text: how well a model predicts it.
 
 Words and bytes are those of the text itself, so these numbers compare models whatever their
-tokenizers; nats per token compares only models with the same one.
+tokenizers; nats per token compares only models with the same one. Words are what stands between
+spaces: of Chinese and other scripts without them take the bytes.
 
 Source: the words, the bytes and the three metrics over them as in lm-evaluation-harness (MIT), task
 wikitext, version 2, without its changes to the spaces of WikiText.
