@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from moesaic.config.card import CardConfig
 from moesaic.config.settings import Settings
 
 Method = Literal["mean", "sum", "ties"]
@@ -35,6 +36,8 @@ class Conditions(Settings):
     """Whether the base's bytes of every changed tensor are kept beside the merged ones."""
     retain: RetainConfig | None = None
     """What the merged model must still predict; None asks for nothing."""
+    card: CardConfig = CardConfig()
+    """What the card of the merged model says."""
 
 
 class MergeConfig(Conditions):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moesaic.checkpoint.atomic import new_folder, refuse_filled
+from moesaic.checkpoint.card import write_card
 from moesaic.checkpoint.digest import digest
 from moesaic.checkpoint.files import LazyTensor, read_tensor, write_safetensors
 from moesaic.checkpoint.header import DTYPE_NAMES, StoredTensor
@@ -19,6 +20,7 @@ from moesaic.config.merge import Conditions
 from moesaic.config.model import ModelConfig
 from moesaic.errors import CheckpointError, ShardError
 from moesaic.esft.adapter import Adapter, read_adapter
+from moesaic.esft.cards import made_of_adapter
 from moesaic.esft.manifest import MANIFEST, read_keys
 from moesaic.esft.peft import CONFIG, TENSORS, factor_names, peft_config
 from moesaic.esft.retention import Gate, Retained
@@ -92,9 +94,11 @@ def merge_adapter(
         retained = () if gate is None else gate.judge(partial, "train the adapter for fewer steps")
         absorption = Absorption(out, base_digest, made, found, retained)
         if conditions.keep_undo:
-            keep(absorber.changed.values(), partial)
+            keep(absorber.changed.values(), partial, reader.folder)
         text = json.dumps(absorption.record(), indent=1) + "\n"
         (partial / ABSORBED).write_text(text, encoding="utf-8")
+        card = made_of_adapter(reader, base_digest, found.manifest, conditions)
+        write_card(partial, card, conditions.card, out.resolve().name, digest=made)
     return absorption
 
 

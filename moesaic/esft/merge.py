@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.checkpoint.atomic import new_folder, refuse_filled
+from moesaic.checkpoint.card import write_card
 from moesaic.checkpoint.digest import digest
 from moesaic.checkpoint.load import Reader
 from moesaic.config.merge import MergeConfig
 from moesaic.errors import ShardError
+from moesaic.esft.cards import made_of_shards
 from moesaic.esft.check import check_shard
 from moesaic.esft.conflicts import Conflicts
 from moesaic.esft.manifest import read_keys
@@ -116,9 +118,11 @@ def merge_shards(
             retained=() if gate is None else gate.judge(partial, "leave out a shard, lower scale"),
         )
         if config.keep_undo:
-            keep(merger.changed.values(), partial)
+            keep(merger.changed.values(), partial, reader.folder)
         text = json.dumps(merge.record(), indent=1) + "\n"
         (partial / MERGED).write_text(text, encoding="utf-8")
+        made = made_of_shards(reader, base_digest, [one.manifest for one in checked], config)
+        write_card(partial, made, config.card, out.resolve().name, digest=found)
     return merge
 
 

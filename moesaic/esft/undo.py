@@ -1,5 +1,6 @@
 """Undo a merge, of shards or of an adapter: the base comes back from what was kept of it."""
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -7,9 +8,10 @@ from torch import Tensor
 
 from moesaic.checkpoint.atomic import new_folder, refuse_filled
 from moesaic.checkpoint.files import LazyTensor, read_tensor, write_safetensors
-from moesaic.checkpoint.folder import inside
+from moesaic.checkpoint.folder import files_beside, inside
 from moesaic.checkpoint.header import StoredTensor, read_header, read_json
 from moesaic.checkpoint.load import Reader
+from moesaic.checkpoint.markdown import README
 from moesaic.errors import CheckpointError
 from moesaic.esft.rewrite import OnTensor, rewrite
 
@@ -19,14 +21,21 @@ UNDO, KEPT = "undo", "base.safetensors"
 """Where the base's bytes lie: in a folder of its own, where no reader of checkpoints looks."""
 
 
-def keep(changed: Iterable[StoredTensor], folder: Path) -> None:
-    """Write the base's bytes of what a merge changed into the folder of the merged checkpoint."""
+def keep(changed: Iterable[StoredTensor], folder: Path, base: Path) -> None:
+    """Write what a merge changed of its base into the folder of the merged checkpoint.
+
+    Args:
+        changed: tensors of the base that the merged checkpoint has with other bytes.
+        folder: the merged checkpoint.
+        base: its base, whose card is kept too.
+    """
     pending = [
         LazyTensor(one.name, one.dtype, one.shape, lambda one=one: read_tensor(one))
         for one in changed
     ]
     (folder / UNDO).mkdir()
     write_safetensors(folder / UNDO / KEPT, pending, {"format": "pt"})
+    _copy_card(base, folder / UNDO)
 
 
 def undo_merge(merged: Path | str, out: Path | str, on_tensor: OnTensor | None = None) -> str:
@@ -59,7 +68,13 @@ def undo_merge(merged: Path | str, out: Path | str, on_tensor: OnTensor | None =
                 f"{merged}: without the merge it is {found[:12]}, and its base was {base[:12]}; it "
                 f"changed since it was merged: fetch the base, or merge again"
             )
+        _copy_card(reader.folder / UNDO, partial)
     return found
+
+
+def _copy_card(source: Path, folder: Path) -> None:
+    for path in files_beside(source, (README,)):
+        shutil.copyfile(path, folder / README)
 
 
 def _base_of(merged: Path) -> str:
