@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check parity bench clean
+.PHONY: demo test check parity bench docs clean
 
 demo: $(READY)  ## pretrain a small model, fine-tune eight experts, merge, compare
 	@$(BIN)/moesaic demo
@@ -25,8 +25,12 @@ bench: $(READY)  ## every benchmark in its quick form, on this machine
 	@for script in benchmarks/[a-z]*.py; do \
 	  $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" --quick || exit 1; done
 
+docs: $(READY)  ## the documentation, in build/docs; any warning is an error
+	@$(BIN)/sphinx-build -W --keep-going -q -b html -d build/docs-cache docs build/docs
+	@echo "build/docs/index.html"
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist docs/generated .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
