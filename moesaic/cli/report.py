@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moesaic.report.page import Page
-    from moesaic.report.read import Sources
+    from moesaic.report.sources import Sources
 
 _PORT = 8765
 

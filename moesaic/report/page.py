@@ -3,7 +3,7 @@
 import json
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from moesaic import __version__
 from moesaic.errors import RequestError
-from moesaic.report.blocks import Block, Claim, Section
+from moesaic.report.blocks import Block, Claim, Figure, Prose, Section
 from moesaic.report.comparison import recommendation
 from moesaic.report.cost import throughput, wall_clock
 from moesaic.report.data import data
@@ -95,17 +95,49 @@ def make_page(sources: Sources, title: str) -> Page:
 def render(page: Page, made: datetime, live_s: float | None = None) -> str:
     """The page as HTML that needs nothing else.
 
+    Charts that make it too large are left out, the largest first; the page says which.
+
     Args:
         page: what it says.
         made: the time that stands on it.
         live_s: seconds between its questions to its server for news; None asks none.
 
     Raises:
-        RequestError: if it is larger than a page may be.
+        RequestError: if it is larger than a page may be without any chart.
     """
+    html = _html(page, made, live_s)
+    while len(html.encode()) > MOST_BYTES:
+        page = _without_largest(page)
+        html = _html(page, made, live_s)
+    return html
+
+
+def _without_largest(page: Page) -> Page:
+    """The page with words in the place of its largest chart."""
+    sizes = {figure["id"]: len(json.dumps(figure["data"])) for figure in page.figures()}
+    if not sizes:
+        raise RequestError(
+            f"the page would have more than the {MOST_BYTES:,} bytes it may, even without charts; "
+            "give fewer runs or results at once"
+        )
+    largest = max(sizes, key=lambda id: sizes[id])
+    return replace(page, sections=tuple(_without(one, largest) for one in page.sections))
+
+
+def _without(section: Section, id: str) -> Section:
+    blocks = (
+        Prose(f"{block.title}: left out, or the page would be larger than {MOST_BYTES:,} bytes.")
+        if isinstance(block, Figure) and block.id == id
+        else block
+        for block in section.blocks
+    )
+    return replace(section, blocks=tuple(blocks))
+
+
+def _html(page: Page, made: datetime, live_s: float | None) -> str:
     scripts = [_asset(name) for name in _SCRIPTS]
     style = _asset("page.css")
-    html = (
+    return (
         _templates()
         .get_template("page.html")
         .render(
@@ -119,13 +151,6 @@ def render(page: Page, made: datetime, live_s: float | None = None) -> str:
             version=__version__,
         )
     )
-    size = len(html.encode())
-    if size > MOST_BYTES:
-        raise RequestError(
-            f"the page would have {size:,} bytes, more than the {MOST_BYTES:,} it may; give fewer "
-            "runs or results at once"
-        )
-    return html
 
 
 def _subtitle(sources: Sources) -> str:

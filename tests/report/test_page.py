@@ -62,9 +62,22 @@ def test_a_page_is_smaller_than_a_megabyte(html: str):
     assert len(html.encode()) < MOST_BYTES
 
 
-def test_a_page_that_grows_too_large_is_refused(sources: Sources, monkeypatch: pytest.MonkeyPatch):
+def test_a_page_that_grows_too_large_leaves_out_its_largest_charts_and_says_so(
+    sources: Sources, html: str, monkeypatch: pytest.MonkeyPatch
+):
+    most = len(html.encode()) - 2000
+    monkeypatch.setattr(pages, "MOST_BYTES", most)
+    smaller = render(make_page(sources, HOSTILE), MADE)
+    assert len(smaller.encode()) <= most
+    assert f"left out, or the page would be larger than {most:,} bytes" in smaller
+    assert smaller.count("data-figure=") < html.count("data-figure=")
+
+
+def test_a_page_that_is_too_large_without_charts_is_refused(
+    sources: Sources, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(pages, "MOST_BYTES", 100_000)
-    with pytest.raises(RequestError, match="more than the 100,000 it may; give fewer"):
+    with pytest.raises(RequestError, match="more than the 100,000 bytes it may, even without"):
         render(make_page(sources, "job"), MADE)
 
 
