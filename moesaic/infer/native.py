@@ -3,9 +3,8 @@
 Letters: T tokens fed, D hidden, V vocabulary, P positions, R rotary width.
 """
 
-import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, c_float, c_int32, c_void_p, pointer
+from ctypes import pointer
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 from moesaic.config.model import ModelConfig
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held
-from moesaic.kernels.native.build import library
 from moesaic.kernels.native.pack import FLOAT_FORMATS, Form, Matrix, as_matrix
+from moesaic.kernels.native.structures import Layer, Model, Pass, native_library
 from moesaic.model.attention import MultiHeadAttention
 from moesaic.model.block import Block
 from moesaic.model.linear import Linear
@@ -24,60 +23,6 @@ from moesaic.model.moe import MoE
 from moesaic.model.rope import softmax_scale
 from moesaic.model.router import Router
 from moesaic.model.transformer import Transformer
-
-
-class _Layer(ctypes.Structure):
-    """``Layer`` of model.h."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("input_norm", "post_norm", "query_norm", "latent_norm")),
-        *(
-            (name, Matrix)
-            for name in (
-                *("query", "query_up", "key", "value", "output", "gate", "up", "down"),
-                *("router", "experts_in", "experts_out"),
-            )
-        ),
-        *((name, c_void_p) for name in ("bias", "allowed", "slots", "cache")),
-    )
-
-
-class _Model(ctypes.Structure):
-    """``Model`` of model.h."""
-
-    _fields_ = (
-        ("layers", POINTER(_Layer)),
-        ("cosines", c_void_p),
-        ("sines", c_void_p),
-        ("head", Matrix),
-        *(
-            (name, c_int32)
-            for name in (
-                *("hidden", "heads", "key_heads", "head_width"),
-                *("unrotated", "rotated", "value_width", "latent"),
-                *("is_latent", "is_interleaved"),
-                *("experts", "chosen", "groups", "kept_groups", "is_sigmoid", "normalises"),
-                *("cache_format", "block"),
-            )
-        ),
-        *((n, c_float) for n in ("gate_scale", "softmax_scale", "norm_eps", "latent_eps")),
-    )
-
-
-class _Pass(ctypes.Structure):
-    """``Pass`` of model.h."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("positions", "sequences", "tables", "wanted")),
-        *((name, c_void_p) for name in ("last_norm", "stream", "logits")),
-        *(
-            (name, c_int32)
-            for name in (
-                *("count", "n_logits", "table_width"),
-                *("first_layer", "last_layer", "threads"),
-            )
-        ),
-    )
 
 
 class NativeDecoder:
@@ -108,11 +53,11 @@ class NativeDecoder:
         self._keep: list[Any] = []
         config = model.config
         blocks = [block for block in model.model.layers if isinstance(block, Block)]
-        layers = (_Layer * len(blocks))(*(self._layer(*each) for each in enumerate(blocks)))
+        layers = (Layer * len(blocks))(*(self._layer(*each) for each in enumerate(blocks)))
         cosines, sines = self._angles(config.max_position_embeddings)
         attention = blocks[0].self_attn
         gates = [g for moe in model.moe_layers().values() if isinstance(g := moe.gate, Router)]
-        self._described = _Model(
+        self._described = Model(
             layers=layers,
             cosines=cosines,
             sines=sines,
@@ -177,7 +122,7 @@ class NativeDecoder:
         logits = torch.empty(len(asked), self._described.head.rows)
         assert x_TD.is_contiguous()
         assert x_TD.dtype == torch.float32
-        told = _Pass(
+        told = Pass(
             *(each.data_ptr() for each in (arrays[0], arrays[1], tables, arrays[2])),
             weight.data_ptr(),
             x_TD.data_ptr(),
@@ -195,9 +140,9 @@ class NativeDecoder:
                 owner.length += 1
         return logits, x_TD
 
-    def _layer(self, index: int, layer: Block) -> _Layer:
+    def _layer(self, index: int, layer: Block) -> Layer:
         attention = layer.self_attn
-        described = _Layer(
+        described = Layer(
             input_norm=self._floats(layer.input_layernorm.weight),
             post_norm=self._floats(layer.post_attention_layernorm.weight),
             output=self._matrix(attention.o_proj),
@@ -220,7 +165,7 @@ class NativeDecoder:
             described.down = self._matrix(dense.down_proj)
         return described
 
-    def _describe_latent(self, described: _Layer, attention: LatentAttention) -> None:
+    def _describe_latent(self, described: Layer, attention: LatentAttention) -> None:
         described.key = self._matrix(attention.kv_a_proj_with_mqa)
         described.value = as_matrix(attention.kv_b_proj.weight, "weights", self._keep)
         described.latent_norm = self._floats(attention.kv_a_layernorm.weight)
@@ -231,7 +176,7 @@ class NativeDecoder:
         else:
             described.query = self._matrix(attention.q_proj)
 
-    def _describe_experts(self, described: _Layer, moe: MoE) -> None:
+    def _describe_experts(self, described: Layer, moe: MoE) -> None:
         gate, experts = moe.gate, moe.experts
         assert isinstance(gate, Router)
         described.router = as_matrix(gate.weight.float(), "weights", self._keep)
@@ -258,24 +203,6 @@ class NativeDecoder:
         """Cosines and sines of every position, float32 [P, R/2]."""
         rotation = self.model.rope(torch.arange(positions).unsqueeze(0))
         return self._floats(rotation.cos.flatten(0, -2)), self._floats(rotation.sin.flatten(0, -2))
-
-
-def native_library() -> ctypes.CDLL:
-    """The compiled functions.
-
-    Raises:
-        RequestError: if they cannot be had.
-    """
-    found = library()
-    if isinstance(found, str):
-        raise RequestError(f"there is no compiled decoder here: {found}")
-    found.moesaic_most_tokens.restype = ctypes.c_int64
-    found.moesaic_pass.restype = None
-    for name, structure in (("layer", _Layer), ("model", _Model), ("pass", _Pass)):
-        size = getattr(found, f"moesaic_size_of_{name}")
-        size.restype = ctypes.c_int64
-        assert size() == ctypes.sizeof(structure), name
-    return found
 
 
 def check_served(model: Transformer) -> None:
