@@ -21,6 +21,7 @@ SURFACE = {
     "generate": (
         "folder prompt --max-new-tokens --temperature --top-p --seed --dtype --device --json"
     ),
+    "serve": "folder --host --port --set --json",
     "report": "paths --out --live --port --json",
 }
 """The arguments and options of every command, without ``--help``."""

@@ -28,6 +28,7 @@ VERBS = {
     "absorb": "Merge an adapter into the checkpoint it was trained beside.",
     "card": "Write scores and a licence into the card of a checkpoint.",
     "generate": "Write text from a prompt.",
+    "serve": "Answer requests over HTTP, as the OpenAI API does.",
     "report": "Write one page about runs: did it help, by how much, how sure.",
 }
 """The commands in the order of ``--help``, one line each. A command is the function of its name in

@@ -62,7 +62,7 @@ class BatchEngine:
         self._thread = Thread(target=self._run, name="moesaic-batch", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job, wake: Callable[[], None] | None = None) -> Stream:
+    def submit(self, job: Job, wake: Callable[[], object] | None = None) -> Stream:
         """Ask for a text; any thread may.
 
         Args:
@@ -100,6 +100,11 @@ class BatchEngine:
             blocks_kept=self._shown[1],
             meter=self._batch.meter,
         )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all blocks."""
+        return self._decoder.pool.n_bytes
 
     def close(self, wait_s: float | None = None) -> None:
         """Take no more requests, end those that there are, and give all blocks back.

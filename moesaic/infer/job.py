@@ -62,7 +62,7 @@ class Stream:
     """Pieces of one text. Any thread may read it or cancel it; one thread reads."""
 
     job: Job
-    wake: Callable[[], None] | None = None
+    wake: Callable[[], object] | None = None
     """Called after something was put, by the thread that put it: for readers that cannot wait."""
     cached_tokens: int = 0
     """Tokens of the prompt that another request had computed before."""

@@ -1,0 +1,1 @@
+"""A model over HTTP, in the forms of the OpenAI API."""

@@ -1,0 +1,57 @@
+"""What the engine did, in the text form that Prometheus reads."""
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+
+from moesaic.infer.meter import Histogram, Stats
+
+KIND = "text/plain; version=0.0.4; charset=utf-8"
+"""The content type."""
+
+
+def exposition(stats: Stats) -> str:
+    """All figures as lines.
+
+    Source: Prometheus text-based exposition format 0.0.4.
+    """
+    meter = stats.meter
+    lines = [
+        *_gauge("requests_waiting", "Requests that wait for room.", stats.waiting),
+        *_gauge("requests_running", "Requests that are being answered.", stats.running),
+        *_gauge("cache_blocks", "Blocks of the cache.", stats.blocks),
+        *_gauge("cache_blocks_free", "Blocks that a new request could have.", stats.blocks_free),
+        *_gauge(
+            "cache_blocks_kept", "Blocks kept for prompts that begin alike.", stats.blocks_kept
+        ),
+        *_counter("steps_total", "Passes over all running requests.", {"": meter.steps}),
+        *_counter("requests_total", "Requests by how they ended.", meter.requests, "ending"),
+        *_counter("tokens_total", "Tokens by what was done with them.", meter.tokens, "kind"),
+        *_histogram("first_token_seconds", "From a request to its first token.", meter.first_s),
+        *_histogram("next_token_seconds", "From a token to the next.", meter.between_s),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(name: str, told: str, kind: str) -> list[str]:
+    return [f"# HELP moesaic_{name} {told}", f"# TYPE moesaic_{name} {kind}"]
+
+
+def _gauge(name: str, told: str, value: int) -> list[str]:
+    return [*_head(name, told, "gauge"), f"moesaic_{name} {value}"]
+
+
+def _counter(name: str, told: str, values: Mapping[str, int], label: str = "") -> list[str]:
+    lines = _head(name, told, "counter")
+    for key, value in dict(values).items():
+        tag = f'{{{label}="{key}"}}' if label else ""
+        lines.append(f"moesaic_{name}{tag} {value}")
+    return lines
+
+
+def _histogram(name: str, told: str, histogram: Histogram) -> Iterator[str]:
+    yield from _head(name, told, "histogram")
+    sums = list(accumulate(histogram.counts))
+    for border, n in zip([*map(str, histogram.borders), "+Inf"], sums, strict=True):
+        yield f'moesaic_{name}_bucket{{le="{border}"}} {n}'
+    yield f"moesaic_{name}_sum {histogram.total:.6f}"
+    yield f"moesaic_{name}_count {sums[-1]}"

@@ -1,0 +1,71 @@
+"""What comes in: who asks, and the JSON of a request, in bounded size and time."""
+
+import asyncio
+import json
+from hmac import compare_digest
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+
+from moesaic.config.serve import ServeConfig
+from moesaic.serve.errors import RefusedError
+
+_BODY_S = 30.0
+"""Seconds in which a request has to be here."""
+
+
+def check_key(request: Request, config: ServeConfig) -> None:
+    """See that a request has a key, if keys are asked for.
+
+    Raises:
+        RefusedError: if it has none of them.
+    """
+    given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+    known = [compare_digest(given, key.encode()) for key in config.api_keys]  # each takes its time
+    if known and not any(known):
+        raise RefusedError(
+            HTTPStatus.UNAUTHORIZED,
+            "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+            code="invalid_api_key",
+        )
+
+
+async def read_json(request: Request, config: ServeConfig) -> dict[str, Any]:
+    """The object that a request carries.
+
+    Raises:
+        RefusedError: if it is too large, too slow, or no JSON object.
+    """
+    try:
+        async with asyncio.timeout(_BODY_S):
+            body = await _read_body(request, config.max_body_bytes)
+    except TimeoutError:
+        raise RefusedError(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"the request was not here within {_BODY_S:g} s; send it again",
+        ) from None
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(
+            HTTPStatus.BAD_REQUEST, f"the body is not JSON ({error}); correct it"
+        ) from None
+    if not isinstance(data, dict):
+        raise RefusedError(
+            HTTPStatus.BAD_REQUEST, f"the body is a {type(data).__name__}; send a JSON object"
+        )
+    return data
+
+
+async def _read_body(request: Request, most: int) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            raise RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body has more than {most} bytes; shorten the prompt, or start the server "
+                "with a larger max_body_bytes",
+            )
+    return bytes(body)

@@ -1,0 +1,42 @@
+"""A model behind a real server on this machine, and the client that people use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+import openai
+import torch
+
+from moesaic.config.serve import ServeConfig
+from moesaic.data.tokenizer import Tokenizer
+from moesaic.infer.batching import BatchEngine
+from moesaic.infer.blocks import BlockPool
+from moesaic.infer.decoder import TorchDecoder
+from moesaic.model.transformer import Transformer
+from moesaic.serve.app import Served
+from moesaic.serve.run import Server
+
+N_BLOCKS = 48
+NAME = "tiny"
+
+
+@contextmanager
+def served(model: Transformer, tokenizer: Tokenizer, **settings: object) -> Iterator[Server]:
+    """A running server."""
+    pool = BlockPool(model.config, N_BLOCKS, dtype=torch.float32)
+    config = ServeConfig.parse({"closing_s": 2.0, **settings})
+    engine = BatchEngine(TorchDecoder(model, pool), tokenizer, config)
+    positions = model.config.max_position_embeddings
+    server = Server(Served(NAME, engine, tokenizer, positions), "127.0.0.1", 0)
+    thread = Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+    assert pool.n_free == N_BLOCKS
+
+
+def client_of(server: Server, key: str = "any") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=key, max_retries=0)
