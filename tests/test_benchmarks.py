@@ -92,7 +92,7 @@ def test_the_inputs_are_the_same_for_everyone() -> None:
 def test_every_setting_has_a_name_of_its_own() -> None:
     for task in ("train", "decode"):
         case = Case(task, "tiny", "v3", threads=1)
-        settings = our_settings(case, True) + peer_settings(case, True, False)
+        settings = our_settings(case) + peer_settings(case, True, False)
         assert len({setting.name for setting in settings}) == len(settings)
 
 
