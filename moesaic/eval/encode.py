@@ -86,6 +86,11 @@ class Encoder:
                 f"max_new_tokens={max_new_tokens} leaves no room for a prompt in "
                 f"max_length={self.max_length}; lower max_new_tokens or raise max_length"
             )
+        if chat and self.tokenizer.chat_template is None:
+            raise DataError(
+                "chat=true, but the tokenizer has no chat template; add chat_template to "
+                f"{SETTINGS_FILE}, or leave chat out"
+            )
         if chat:
             template = ChatTemplate.of(self.tokenizer)
             texts = [template.render([{"role": "user", "content": text}], True) for text in texts]

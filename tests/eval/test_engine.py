@@ -12,7 +12,7 @@ from small_tasks import all_tasks, choices, words
 from moesaic.config.eval import EvalConfig
 from moesaic.config.model import ModelConfig
 from moesaic.data.tokenizer import Tokenizer
-from moesaic.errors import ConfigError, RequestError
+from moesaic.errors import ConfigError, DataError, RequestError
 from moesaic.eval.engine import Engine
 from moesaic.eval.requests import (
     Answer,
@@ -260,6 +260,23 @@ def test_a_request_that_does_not_fit_says_why(
     with pytest.raises(RequestError) as error:
         answers(Engine(model, tokenizer), [request_])
     assert message in str(error.value)
+
+
+def test_a_chat_model_gets_the_prompt_as_the_users_turn(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
+    template = (
+        "{{ bos_token }}{% for message in messages %}{{ message.role }} {{ message.content }}."
+        "{% endfor %}{% if add_generation_prompt %}one{% endif %}"
+    )
+    settings = {**tokenizer.settings, "chat_template": template}
+    config, request = EvalConfig(chat=True), Generation("two", (), 6)
+    [found] = answers(Engine(model, replace(tokenizer, settings=settings), config), [request])
+    ids = [tokenizer.bos_id or 0, *tokenizer.encode("user two.one")]  # one BOS, not two
+    [expected] = generate(model, [ids], tokenizer, max_new_tokens=6, temperature=0)
+    assert found == GenerationAnswer(expected.text, 6)
+    with pytest.raises(DataError, match="chat=true, but the tokenizer has no chat template; add"):
+        answers(Engine(model, tokenizer, config), [request])
 
 
 def test_a_model_that_gives_no_numbers_is_refused(model: Transformer, tokenizer: Tokenizer) -> None:
