@@ -66,8 +66,8 @@ class Codes:
     """Every value in 8 bits, and the largest size in each block of 256 in float32.
 
     Code c of a block with scale s stands for ``±s·(|c| / most)⁴``: steps are a few percent of a
-    value over four orders of magnitude. A value other than 0 never becomes 0, which a mean of squares
-    must not: the update is divided by its root.
+    value over four orders of magnitude. A value other than 0 never becomes 0, which a mean of
+    squares must not: the update is divided by its root.
 
     Source: 8-bit Optimizers via Block-wise Quantization (arXiv 2110.02861) section 2.1 for blocks;
         Memory Efficient Optimizers with 4-bit States (arXiv 2309.01507) for leaving out zero. The
