@@ -123,7 +123,7 @@ def _add_products_(
     products_EE: Tensor, reader: Reader, names: Sequence[str], block_bytes: int
 ) -> None:
     """Add the inner products of every two of some tensors, a block of them in memory."""
-    width = reader.locate(names[0]).shape
+    width = reader.shape(names[0])
     at_once = max(1, block_bytes // (4 * width[0] * width[1]))
     for start in range(0, len(names), at_once):
         block = _vectors(reader, names[start : start + at_once])
@@ -137,7 +137,7 @@ def _add_products_(
 
 def _vectors(reader: Reader, names: Sequence[str]) -> Tensor:
     """float32, a row for each tensor."""
-    shape = reader.locate(names[0]).shape
+    shape = reader.shape(names[0])
     found = torch.empty(len(names), *shape)
     for row, name in zip(found, names, strict=True):
         reader.read_into_(row, name)

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moesaic.checkpoint.compressed import PACKED, compare_packed, weight_of_part
 from moesaic.checkpoint.files import read_tensor
 from moesaic.checkpoint.folder import Contents, Kind, Problem, inside, read_contents
 from moesaic.checkpoint.header import DTYPE_NAMES, StoredTensor
 from moesaic.checkpoint.names import SCALE
-from moesaic.config.model import ModelConfig
+from moesaic.config.model import Fp8Blocks, ModelConfig
 from moesaic.config.published import read_config
 from moesaic.errors import CheckpointError, suggest
 from moesaic.kernels.quantise import FP8, block_grid
@@ -122,6 +123,8 @@ def check(folder: Path | str) -> Report:
         stored = contents.tensors.get(spec.name)
         if stored is not None:
             problems += _compare(spec, stored, contents, config)
+        elif spec.name + PACKED in contents.tensors.keys() | contents.excused:
+            problems += compare_packed(spec, contents, config)
         elif spec.copy_of is None and spec.name not in contents.excused:
             problems.append(Problem("missing", spec.name, _missing(spec, config)))
     ignored: list[str] = []
@@ -189,9 +192,9 @@ def _compare(
 
 def _compare_fp8(spec: TensorSpec, contents: Contents, config: ModelConfig) -> Iterator[Problem]:
     """What is wrong with the scales of a weight in FP8 blocks."""
-    name = spec.name + SCALE
+    name, blocks = spec.name + SCALE, config.quantization_config
     stored = contents.tensors.get(name)
-    if config.quantization_config is None or len(spec.shape) != 2:
+    if not isinstance(blocks, Fp8Blocks) or len(spec.shape) != 2:
         text = (
             f"{spec.name} is stored as F8_E4M3, config.json has no quantization_config that tells "
             "its blocks; fetch the config.json that belongs to these weights"
@@ -202,11 +205,11 @@ def _compare_fp8(spec: TensorSpec, contents: Contents, config: ModelConfig) -> I
             text = f"{name} is missing, the scales of the FP8 blocks of {spec.name}; fetch it"
             yield Problem("missing", name, text)
     else:
-        grid = block_grid(spec.shape, config.quantization_config.weight_block_size)
+        grid = block_grid(spec.shape, blocks.weight_block_size)
         if stored.shape != grid:
             text = (
                 f"{name} has shape {list(stored.shape)}, {list(spec.shape)} in blocks of "
-                f"{list(config.quantization_config.weight_block_size)} needs {list(grid)}; "
+                f"{list(blocks.weight_block_size)} needs {list(grid)}; "
                 "fetch it again, or correct weight_block_size in config.json"
             )
             yield Problem("wrong shape", name, text)
@@ -223,6 +226,8 @@ def _judge_extra(
     if head is not None and stored.name == head.name:
         yield from _compare(head, stored, contents, config)
         return
+    if (packed := weight_of_part(stored.name)) in specs and packed not in contents.tensors:
+        return  # checked with its weight
     weight = stored.name.removesuffix(SCALE)
     if weight != stored.name and weight in specs:
         of = contents.tensors.get(weight)

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from moesaic.checkpoint.check import check
+from moesaic.checkpoint.compressed import PACKED, read_packed
 from moesaic.checkpoint.files import fill_, read_tensor
 from moesaic.checkpoint.header import StoredTensor
 from moesaic.checkpoint.names import SCALE, Place, Resident, places, state_shapes
-from moesaic.checkpoint.quantised import plain, read_fp8
+from moesaic.checkpoint.quantised import StoredWeight, plain, read_fp8
+from moesaic.config.model import Fp8Blocks
+from moesaic.config.packed import PackedGroups
 from moesaic.errors import CheckpointError, suggest
-from moesaic.kernels.quantise import BLOCK, FP8, Fp8Weight
-from moesaic.planner.inventory import tensors
+from moesaic.kernels.quantise import BLOCK, FP8
+from moesaic.planner.inventory import TensorSpec, tensors
 
 
 class Reader:
@@ -37,29 +40,40 @@ class Reader:
         self.config = report.config
         self._specs = {spec.name: spec for spec in tensors(report.config)}
         quantised = report.config.quantization_config
-        self._block = quantised.weight_block_size if quantised else BLOCK
+        self._block = quantised.weight_block_size if isinstance(quantised, Fp8Blocks) else BLOCK
+        self._packed = quantised.weights if isinstance(quantised, PackedGroups) else None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The published names of the model's tensors."""
         return tuple(self._specs)
 
-    def locate(self, name: str) -> StoredTensor:
-        """Where a tensor is stored; one that repeats another may be where that one is.
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, however it is stored.
 
         Raises:
             CheckpointError: if the model has no such tensor.
         """
-        spec = self._specs.get(name)
-        if spec is None:
-            raise CheckpointError(f"{self.folder} has no tensor {name}{suggest(name, self._specs)}")
-        return self.report.stored[name if name in self.report.stored else spec.copy_of or name]
+        return self._spec(name).shape
 
-    def stored(self, name: str) -> Tensor | Fp8Weight:
+    def locate(self, name: str) -> StoredTensor:
+        """Where a tensor is stored, or its codes where those of integers are; one that repeats
+        another may be where that one is.
+
+        Raises:
+            CheckpointError: if the model has no such tensor.
+        """
+        spec, stored = self._spec(name), self.report.stored
+        places = (name, name + PACKED, spec.copy_of or name)
+        return stored[next(place for place in places if place in stored)]
+
+    def stored(self, name: str) -> StoredWeight:
         """One tensor as it is stored, on the CPU."""
         found = self.locate(name)
         if found.dtype == FP8:
             return read_fp8(found, self.report.stored[found.name + SCALE], self._block)
+        if self._packed is not None and found.name == name + PACKED:
+            return read_packed(self.report.stored, name, self.shape(name), self._packed)
         return read_tensor(found)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -67,7 +81,7 @@ class Reader:
 
         Args:
             name: its published name.
-            dtype: None keeps the stored type, and makes FP8 blocks float32.
+            dtype: None keeps the stored type, and makes FP8 blocks and integers float32.
 
         Raises:
             CheckpointError: if the model has no such tensor.
@@ -83,6 +97,12 @@ class Reader:
             fill_(out, found)
         else:
             out.detach().copy_(self.read(name))
+
+    def _spec(self, name: str) -> TensorSpec:
+        spec = self._specs.get(name)
+        if spec is None:
+            raise CheckpointError(f"{self.folder} has no tensor {name}{suggest(name, self._specs)}")
+        return spec
 
 
 def load_into(
@@ -100,13 +120,13 @@ def load_into(
             another shape; nothing has been read then.
     """
     _check_state(reader, state, resident)
-    wanted: list[tuple[StoredTensor, Place]] = []
+    wanted: list[tuple[StoredTensor, str, Place]] = []
     for spec, found in places(reader.config, resident):
         if found.name in state:
-            wanted.append((reader.locate(spec.name), found))
-    wanted.sort(key=lambda pair: (pair[0].path, pair[0].start))
-    for stored, found in wanted:
-        reader.read_into_(found.of(state[found.name].detach()), stored.name)
+            wanted.append((reader.locate(spec.name), spec.name, found))
+    wanted.sort(key=lambda one: (one[0].path, one[0].start))
+    for _, name, found in wanted:
+        reader.read_into_(found.of(state[found.name].detach()), name)
 
 
 def _check_state(reader: Reader, state: Mapping[str, Tensor], resident: Resident | None) -> None:

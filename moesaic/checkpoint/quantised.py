@@ -1,4 +1,4 @@
-"""FP8 weights of a checkpoint: read, written, and carried over unchanged."""
+"""FP8 weights of a checkpoint: read, written, and carried over unchanged; and the values of any."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,7 +9,11 @@ from moesaic.checkpoint.files import LazyTensor, read_tensor
 from moesaic.checkpoint.header import StoredTensor
 from moesaic.checkpoint.names import SCALE
 from moesaic.errors import CheckpointError
+from moesaic.kernels.groupwise import GroupwiseWeight, dequantise_groups
 from moesaic.kernels.quantise import FP8, Fp8Weight, block_grid, dequantise, quantise
+
+StoredWeight = Tensor | Fp8Weight | GroupwiseWeight
+"""A tensor as a checkpoint stores it."""
 
 
 def read_fp8(weight: StoredTensor, scale: StoredTensor, block: tuple[int, int]) -> Fp8Weight:
@@ -17,15 +21,17 @@ def read_fp8(weight: StoredTensor, scale: StoredTensor, block: tuple[int, int]) 
     return Fp8Weight(read_tensor(weight), read_tensor(scale), block)
 
 
-def plain(weight: Tensor | Fp8Weight) -> Tensor:
-    """The values of a weight, in float32 where it is stored in FP8 blocks."""
+def plain(weight: StoredWeight) -> Tensor:
+    """The values of a weight, in float32 where it is stored in FP8 blocks or as integers."""
+    if isinstance(weight, GroupwiseWeight):
+        return dequantise_groups(weight)
     return dequantise(weight) if isinstance(weight, Fp8Weight) else weight
 
 
 def fp8_pair(
     name: str,
     shape: tuple[int, ...],
-    make: Callable[[], Tensor | Fp8Weight],
+    make: Callable[[], StoredWeight],
     block: tuple[int, int],
 ) -> Iterator[LazyTensor]:
     """A weight to be written in FP8 blocks, followed by its scales.

@@ -1,27 +1,20 @@
 """Write a checkpoint in the published layout: streamed, and under its name only when complete."""
 
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from moesaic.checkpoint.atomic import new_folder, refuse_filled
-from moesaic.checkpoint.digest import store_digest
-from moesaic.checkpoint.files import LazyTensor, write_safetensors
-from moesaic.checkpoint.folder import INDEX, SINGLE, files_beside
+from moesaic.checkpoint.files import LazyTensor
 from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.names import Resident, check_resident, place, state_shapes
-from moesaic.checkpoint.quantised import fp8_pair, plain
+from moesaic.checkpoint.quantised import StoredWeight, fp8_pair, plain
+from moesaic.checkpoint.write import FILE_BYTES, Finish, write_pending
 from moesaic.config.model import Fp8Blocks, ModelConfig
-from moesaic.config.published import published_config
 from moesaic.errors import CheckpointError, ConfigError, suggest
-from moesaic.kernels.quantise import FP8, Fp8Weight
+from moesaic.kernels.quantise import BLOCK, FP8
 from moesaic.planner.inventory import TensorSpec, tensors
-from moesaic.units import gb
 
 SAVE_DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -30,38 +23,7 @@ SAVE_DTYPES: dict[str, torch.dtype] = {
     "float8_e4m3fn": FP8,
 }
 """What weights can be stored in; FP8 for the linear layers of blocks, the rest BF16 with them."""
-FILE_BYTES = 5 * 10**9
-"""Most bytes of tensors in one file."""
-CARRIED_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-    "LICENSE.md",
-    "LICENSE.txt",
-    "LICENSE-CODE",
-    "LICENSE-MODEL",
-    "NOTICE",
-)
-"""What a checkpoint takes over from its source, byte for byte. Not its card, which would claim what
-is not so; see `moesaic.checkpoint.card`."""
-
-Make = Callable[[TensorSpec], "Tensor | Fp8Weight"]
-
-
-class Finish(Protocol):
-    """Adds what can only be written when the digest is known, before anyone sees the folder."""
-
-    def __call__(self, folder: Path, *, digest: str) -> None:
-        """To the checkpoint in a folder."""
-        ...
+Make = Callable[[TensorSpec], StoredWeight]
 
 
 def save(
@@ -96,7 +58,7 @@ def save(
     _check_state(config, state, resident)
     reader = Reader(source) if source is not None and _is_partial(config, state, resident) else None
 
-    def make(spec: TensorSpec) -> Tensor | Fp8Weight:
+    def make(spec: TensorSpec) -> StoredWeight:
         found = place(spec, resident)
         if found is not None and found.name in state:
             return found.of(state[found.name].detach())
@@ -104,7 +66,7 @@ def save(
             raise CheckpointError(
                 f"{spec.name} is not in the model; give the checkpoint it was loaded from as source"
             )
-        if reader.locate(spec.name).shape != spec.shape:
+        if reader.shape(spec.name) != spec.shape:
             raise CheckpointError(
                 f"{source}: {spec.name} has another shape than {list(spec.shape)}; give the "
                 "checkpoint this model was loaded from as source"
@@ -128,8 +90,8 @@ def write(
     Args:
         folder: where; it must be empty or not exist.
         config: the model.
-        make: gives the tensor of a specification, in any float type, on any device, or in FP8
-            blocks. Called once per tensor, and again for each tensor that repeats it.
+        make: gives the tensor of a specification, in any float type, on any device, or as it is
+            stored. Called once per tensor, and again for each tensor that repeats it.
         dtype: what to store weights in, one of `SAVE_DTYPES`.
         source: the checkpoint whose tokenizer and generation settings are taken over.
         file_bytes: most bytes of tensors in one file; a larger tensor has a file of its own.
@@ -142,28 +104,9 @@ def write(
         CheckpointError: if the disk is full or a tensor has no form in ``dtype``; nothing is left
             under the folder's name then.
     """
-    folder = Path(folder)
-    if source is not None and not Path(source).is_dir():
-        raise CheckpointError(f"source {source} is not a folder; give the folder of a checkpoint")
     config = _stored_config(config, dtype)
-    groups = _split(list(_pending(config, make, dtype)), file_bytes)
-    refuse_filled(folder)
-    _check_space(folder, groups)
-    with new_folder(folder) as partial:
-        _write_json(partial / "config.json", published_config(config, _plain_dtype(dtype)))
-        _write_json(partial / "generation_config.json", _generation_config(config))
-        if source is not None:
-            for path in files_beside(Path(source), CARRIED_FILES):
-                shutil.copyfile(path, partial / path.name)
-        digests: dict[str, str] = {}
-        for name, group in _named(groups):
-            digests |= write_safetensors(partial / name, group, {"format": "pt"})
-        if len(groups) > 1:
-            _write_json(partial / INDEX, _index(groups))
-        digest = store_digest(partial, digests)
-        if finish is not None:
-            finish(partial, digest=digest)
-        return digest
+    pending = _pending(config, make, dtype)
+    return write_pending(folder, config, pending, _plain_dtype(dtype), source, file_bytes, finish)
 
 
 def _stored_config(config: ModelConfig, dtype: str) -> ModelConfig:
@@ -172,7 +115,9 @@ def _stored_config(config: ModelConfig, dtype: str) -> ModelConfig:
         raise ConfigError(
             f"dtype={dtype!r} is not one of {', '.join(SAVE_DTYPES)}{suggest(dtype, SAVE_DTYPES)}"
         )
-    blocks = (config.quantization_config or Fp8Blocks()) if SAVE_DTYPES[dtype] == FP8 else None
+    found = config.quantization_config
+    blocks = found if isinstance(found, Fp8Blocks) else Fp8Blocks()
+    blocks = blocks if SAVE_DTYPES[dtype] == FP8 else None
     return config.model_copy(update={"quantization_config": blocks})
 
 
@@ -184,7 +129,8 @@ def _plain_dtype(dtype: str) -> str:
 def _pending(config: ModelConfig, make: Make, dtype: str) -> Iterator[tuple[LazyTensor, ...]]:
     """What is to be written for each tensor of the model: itself, or its FP8 blocks and scales."""
     originals = {spec.name: spec for spec in tensors(config)}
-    block = (config.quantization_config or Fp8Blocks()).weight_block_size
+    blocks = config.quantization_config
+    block = blocks.weight_block_size if isinstance(blocks, Fp8Blocks) else BLOCK
     quantised, stored = SAVE_DTYPES[dtype] == FP8, SAVE_DTYPES[_plain_dtype(dtype)]
 
     def convert(spec: TensorSpec, target: torch.dtype) -> Tensor:
@@ -212,46 +158,6 @@ def _convert(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return converted
 
 
-def _split(groups: list[tuple[LazyTensor, ...]], file_bytes: int) -> list[list[LazyTensor]]:
-    """Tensors in files of bounded size, weights together with their scales."""
-    files: list[list[LazyTensor]] = [[]]
-    held = 0
-    for group in groups:
-        size = sum(tensor.n_bytes for tensor in group)
-        if files[-1] and held + size > file_bytes:
-            files.append([])
-            held = 0
-        files[-1].extend(group)
-        held += size
-    return files
-
-
-def _named(files: list[list[LazyTensor]]) -> Iterator[tuple[str, list[LazyTensor]]]:
-    """Files with the names they are published under."""
-    for number, group in enumerate(files, start=1):
-        many = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        yield (many if len(files) > 1 else SINGLE), group
-
-
-def _index(files: list[list[LazyTensor]]) -> dict[str, Any]:
-    return {
-        "metadata": {"total_size": sum(tensor.n_bytes for group in files for tensor in group)},
-        "weight_map": {tensor.name: name for name, group in _named(files) for tensor in group},
-    }
-
-
-def _check_space(folder: Path, files: list[list[LazyTensor]]) -> None:
-    """Refuse to begin what the disk cannot hold."""
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    needed = sum(tensor.n_bytes for group in files for tensor in group)
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise CheckpointError(
-            f"{folder} needs {gb(needed)}, {there} has {gb(free)} free; free some space or choose "
-            "another place"
-        )
-
-
 def _check_state(
     config: ModelConfig, state: Mapping[str, Tensor], resident: Resident | None
 ) -> None:
@@ -276,12 +182,3 @@ def _is_partial(
     check_resident(config, resident)
     found = (place(spec, resident) for spec in tensors(config) if spec.copy_of is None)
     return any(one is None or one.name not in state for one in found)
-
-
-def _generation_config(config: ModelConfig) -> dict[str, Any]:
-    ids = config.model_dump(include={"bos_token_id", "eos_token_id", "pad_token_id"}, mode="json")
-    return {name: value for name, value in ids.items() if value is not None}
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

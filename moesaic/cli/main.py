@@ -26,8 +26,10 @@ VERBS = {
     "merge": "Merge shards into the checkpoint they come from.",
     "undo": "Write the base that a checkpoint was merged into.",
     "absorb": "Merge an adapter into the checkpoint it was trained beside.",
+    "quantise": "Write a checkpoint in 8 or 4 bits, and show how far it is from the original.",
     "card": "Write scores and a licence into the card of a checkpoint.",
     "generate": "Write text from a prompt.",
+    "chat": "Talk with a model in the terminal.",
     "serve": "Answer requests over HTTP, as the OpenAI API does.",
     "report": "Write one page about runs: did it help, by how much, how sure.",
 }

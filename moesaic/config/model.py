@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from moesaic.config.packed import PackedGroups
 from moesaic.config.rules import check_attention, check_experts, check_tokens
 from moesaic.config.settings import Settings
 
@@ -141,7 +142,9 @@ class ModelConfig(Settings):
     """Token, or tokens, a document ends with."""
     pad_token_id: NonNegativeInt | None = None
     """Token that fills a batch."""
-    quantization_config: Fp8Blocks | None = None
+    quantization_config: (
+        Annotated[Fp8Blocks | PackedGroups, Field(discriminator="quant_method")] | None
+    ) = None
     """How weights are quantised on disk; None for plain BF16, FP16 or FP32."""
 
     @model_validator(mode="before")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.config.model import ModelConfig
+from moesaic.config.packed import without_inert
 from moesaic.errors import CheckpointError, ConfigError, suggest
 
 ARCHITECTURES = {
@@ -183,11 +184,14 @@ def _unify_rope(data: dict[str, Any], where: str) -> None:
 
 
 def _unify_quantization(data: dict[str, Any], where: str) -> None:
-    """Leave out what others write beside the FP8 blocks and what does not change them."""
+    """Leave out what others write beside the form of the weights and what does not change it."""
     if "quantization_config" not in data:
         return
     blocks = _table(data["quantization_config"], f"{where}: quantization_config")
     method = blocks.get("quant_method")
+    if method == "compressed-tensors":
+        data["quantization_config"] = without_inert(blocks)
+        return
     if method != "fp8":
         raise ConfigError(
             f"{where}: quantization_config.quant_method={method!r} is not supported; "

@@ -10,7 +10,7 @@ from moesaic.checkpoint.header import DTYPE_NAMES, StoredTensor
 from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.names import SCALE
 from moesaic.config.merge import MergeConfig
-from moesaic.config.model import ModelConfig
+from moesaic.config.model import Fp8Blocks, ModelConfig
 from moesaic.errors import ShardError
 from moesaic.esft.combine import Combined, elected_mean, task_sum, trim_threshold, weighted_mean
 from moesaic.esft.conflicts import Conflicts
@@ -114,7 +114,9 @@ class Merger:
 
     def _quantised(self, tensor: Tensor) -> Fp8Weight:
         blocks = self._reader.config.quantization_config
-        return quantise(tensor.float(), blocks.weight_block_size if blocks else BLOCK)
+        return quantise(
+            tensor.float(), blocks.weight_block_size if isinstance(blocks, Fp8Blocks) else BLOCK
+        )
 
 
 def _store(out: Tensor, values: Tensor, name: str) -> None:

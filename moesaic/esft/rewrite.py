@@ -11,7 +11,9 @@ from moesaic.checkpoint.files import LazyTensor, read_metadata, write_safetensor
 from moesaic.checkpoint.folder import INDEX, files_beside
 from moesaic.checkpoint.header import StoredTensor
 from moesaic.checkpoint.load import Reader
-from moesaic.checkpoint.save import CARRIED_FILES
+from moesaic.checkpoint.write import CARRIED_FILES
+from moesaic.config.packed import PackedGroups
+from moesaic.errors import CheckpointError
 
 OnTensor = Callable[[str], None]
 
@@ -29,7 +31,15 @@ def rewrite(
         folder: where to; it exists and is empty.
         make: the tensor to write for a stored one, of its type and shape.
         on_tensor: called with the name of each tensor that was made.
+
+    Raises:
+        CheckpointError: if the source's weights are packed integers.
     """
+    if isinstance(source.config.quantization_config, PackedGroups):
+        raise CheckpointError(
+            f"{source.folder} is stored in integers, and a change would be rounded to them; take "
+            "the checkpoint that it was quantised from, and quantise what comes out"
+        )
 
     def pending(stored: StoredTensor) -> LazyTensor:
         def announced() -> Tensor:

@@ -96,18 +96,28 @@ def quantise_groups(
     grouped = padded.unflatten(-1, (n_groups, group))
     scales = _best_scales(grouped, bits)
     codes = _codes(grouped, scales, bits).to(torch.int8).flatten(-2)[..., :width]
-    values = _pack(codes) if bits == 4 else codes.contiguous()
-    return GroupwiseWeight(values, scales, bits, group, tuple(weight.shape))
+    return of_codes(codes, scales, bits, group)
 
 
 def dequantise_groups(stored: GroupwiseWeight) -> Tensor:
     """The float32 weight that is stood for: every code times the scale of its group."""
-    codes, width = stored.values, stored.shape[-1]
-    if stored.bits == 4:
-        low = (codes + 8) % 16 - 8
-        codes = torch.cat((low, codes // 16), dim=-1)[..., :width]
+    width = stored.shape[-1]
     scales = stored.scales.float().repeat_interleave(stored.group, dim=-1)[..., :width]
-    return codes.float() * scales
+    return codes_of(stored).float() * scales
+
+
+def codes_of(stored: GroupwiseWeight) -> Tensor:
+    """The int8 codes, one per value of the weight and in its shape."""
+    if stored.bits == 8:
+        return stored.values
+    low = (stored.values + 8) % 16 - 8
+    return torch.cat((low, stored.values // 16), dim=-1)[..., : stored.shape[-1]]
+
+
+def of_codes(codes: Tensor, scales: Tensor, bits: Bits, group: int) -> GroupwiseWeight:
+    """The weight with these int8 codes and these scales."""
+    values = _pack(codes) if bits == 4 else codes.contiguous()
+    return GroupwiseWeight(values, scales, bits, group, tuple(codes.shape))
 
 
 def dequantise_groups_into_(out: Tensor, stored: GroupwiseWeight) -> None:
