@@ -10,7 +10,7 @@ from itertools import product
 
 import torch
 
-from benchmarks.measure.cases import TASKS, Case, our_settings, peer_settings
+from benchmarks.measure.cases import TASKS, Case, Setting, our_settings, peer_settings
 from benchmarks.measure.machine import DISTURBED, measure_ceiling
 from benchmarks.measure.pairs import Effort, compare
 from benchmarks.measure.results import write_result
@@ -30,15 +30,17 @@ def main() -> None:
     for task, size, family in product(options.tasks, options.sizes, options.families):
         case = Case(task, size, family, options.threads)
         print(f"{case.name}: {case.batch} × {case.length} tokens, {options.threads} threads")
-        found = _measure(case, options.compile, options.quick)
+        peers = peer_settings(case, options.compile, options.quick)
+        peers = [setting for setting in peers if options.peer in setting.name]
+        found = _measure(case, peers, options.quick)
         print(_summary(found))
         what = f"{task}-quick" if options.quick else task
         print(f"  {write_result(what, {f'{size}-{family}': found}, options.threads)}")
 
 
-def _measure(case: Case, compiled: bool, quick: bool) -> dict:
+def _measure(case: Case, peers: list[Setting], quick: bool) -> dict:
     generator = torch.Generator().manual_seed(0)
-    settings = our_settings(case), peer_settings(case, compiled, quick)
+    settings = our_settings(case), peers
     with tempfile.TemporaryDirectory() as folder:
         model = build_model(case.config, seed=0)
         weights = f"{folder}/weights"
@@ -77,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", choices=["v2", "v3"], default=["v2", "v3"])
     parser.add_argument("--threads", type=int, default=hardware()["cores"])
     parser.add_argument("--compile", action="store_true", help="transformers compiled, too")
+    parser.add_argument("--peer", default="", help="only its settings with this in their name")
     parser.add_argument("--quick", action="store_true", help="tiny-v3 alone, few repetitions")
     options = parser.parse_args()
     if options.quick and "--sizes" not in sys.argv:
