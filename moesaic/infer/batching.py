@@ -17,7 +17,7 @@ from moesaic.infer.meter import Stats
 from moesaic.infer.prompts import encode_prompts
 from moesaic.infer.sequence import Sequence
 from moesaic.infer.steps import Batch
-from moesaic.infer.text import Written
+from moesaic.infer.text import TextStream, Written
 
 
 class BatchEngine:
@@ -85,6 +85,7 @@ class BatchEngine:
                 Written.begin(self._model, self._tokenizer, settings),
                 torch.Generator().manual_seed(settings.seed),
                 list(job.prompt_ids),
+                TextStream(self._tokenizer) if job.echoes and self._tokenizer else None,
             )
             self._wait(sequence)
             self._changed.notify()

@@ -32,6 +32,9 @@ class Job:
     top_logprobs: int | None = None
     """Of each token, of how many likeliest tokens to tell the log-probability; 0 tells that of the
     token alone, None nothing."""
+    echoes: bool = False
+    """Whether the tokens of the prompt come first, each with what `top_logprobs` asks for; the
+    prompt is then computed anew."""
 
     def __post_init__(self) -> None:
         most = MOST_TOP_LOGPROBS
@@ -55,6 +58,8 @@ class Piece:
     top-k and top-p."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens with theirs."""
+    of_prompt: bool = False
+    """Whether the token was given, not drawn; the first one has no probability."""
 
 
 @dataclass(slots=True)

@@ -36,7 +36,8 @@ class Rooms:
         if self._in_advance:
             held, length = Held(self._pool), sequence.most_ids
         else:
-            held, length = self.prefixes.begin(sequence.ids), len(sequence.ids) + 1
+            length = len(sequence.ids) + 1
+            held = Held(self._pool) if sequence.n_to_echo else self.prefixes.begin(sequence.ids)
         length = min(length, sequence.most_ids)
         need = -(-length // self._pool.block) - len(held.blocks)
         if need > self.n_free:

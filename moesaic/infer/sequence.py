@@ -1,6 +1,6 @@
 """`Sequence`: one request inside a `BatchEngine`, and how its tokens are drawn.
 
-Letters: B sequences, V vocabulary.
+Letters: B sequences, T tokens fed, V vocabulary.
 """
 
 from collections.abc import Sequence as Several
@@ -13,7 +13,7 @@ from moesaic.errors import RequestError
 from moesaic.infer.blocks import Held
 from moesaic.infer.job import Piece, Stream
 from moesaic.infer.sample import sample
-from moesaic.infer.text import Written
+from moesaic.infer.text import TextStream, Written
 
 
 @dataclass(slots=True, eq=False)
@@ -28,8 +28,12 @@ class Sequence:
     generator: torch.Generator
     ids: list[int]
     """Of the prompt, and those drawn."""
+    echoed: TextStream | None = None
+    """The text of the prompt, as far as it was told."""
     held: Held | None = None
     """What is cached of them; None while it waits."""
+    n_echoed: int = 0
+    """Tokens of the prompt that were told."""
     latest_s: float | None = None
     """When its latest token was drawn; None before the first."""
 
@@ -49,6 +53,31 @@ class Sequence:
         """Ids it has in the end, at most."""
         job = self.stream.job
         return len(job.prompt_ids) + job.settings.max_new_tokens
+
+    @property
+    def n_to_echo(self) -> int:
+        """Tokens of the prompt that are still to be told."""
+        job = self.stream.job
+        return len(job.prompt_ids) - self.n_echoed if job.echoes else 0
+
+    def echo(self, start: int, logits_TV: Tensor) -> list[Piece]:
+        """The tokens of the prompt that follow these positions, and at first the one before all.
+
+        Args:
+            start: the first of the positions.
+            logits_TV: of the positions.
+        """
+        job, pieces = self.stream.job, list[Piece]()
+        while self.n_to_echo and self.n_echoed <= start + len(logits_TV):
+            token, told = job.prompt_ids[self.n_echoed], (None, ())
+            if job.top_logprobs is not None and self.n_echoed:
+                told = _logprobs(logits_TV[self.n_echoed - start - 1], token, job.top_logprobs)
+            text = "" if self.echoed is None else self.echoed.push(token)
+            self.n_echoed += 1
+            if self.echoed is not None and not self.n_to_echo:
+                text += self.echoed.finish()
+            pieces.append(Piece(token, text, None, *told, of_prompt=True))
+        return pieces
 
     def add(self, token: int, logits_V: Tensor) -> Piece:
         """Take the token drawn from these logits."""

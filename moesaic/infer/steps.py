@@ -1,12 +1,13 @@
 """`Batch`: the running sequences of a `BatchEngine`, and one step of all of them.
 
-Letters: B sequences, V vocabulary.
+Letters: B sequences, T tokens fed, V vocabulary.
 """
 
 from collections.abc import Sequence as Several
 from time import monotonic
 
 import torch
+from torch import Tensor
 
 from moesaic.config.serve import ServeConfig
 from moesaic.infer.decoder import Decoder, Fed, Found
@@ -100,7 +101,9 @@ class Batch:
 
     def _draw(self, found: Several[tuple[Sequence, Found]]) -> None:
         """The next token of those whose ids were all fed."""
-        ready = [(each, result.logits_TV) for each, result in found if len(result.logits_TV)]
+        for sequence, result in found:
+            self._echo(sequence, result.logits_TV)
+        ready = [(each, result.logits_TV[-1:]) for each, result in found if not each.n_pending]
         if not ready:
             return
         logits_BV = torch.cat([logits for _, logits in ready])
@@ -111,7 +114,14 @@ class Batch:
             else:
                 self._add(sequences[row], drawn, logits_BV[row])
 
-    def _add(self, sequence: Sequence, token: int, logits_V: torch.Tensor) -> None:
+    def _echo(self, sequence: Sequence, logits_TV: Tensor) -> None:
+        """Tell the tokens of a prompt that is wanted back."""
+        assert sequence.held is not None
+        if sequence.n_to_echo:
+            for piece in sequence.echo(sequence.held.length - len(logits_TV), logits_TV):
+                sequence.stream.put(piece)
+
+    def _add(self, sequence: Sequence, token: int, logits_V: Tensor) -> None:
         is_first = sequence.latest_s is None
         piece = sequence.add(token, logits_V)
         self._measure(sequence)
@@ -136,4 +146,6 @@ def _fed(sequence: Sequence, n: int) -> Fed:
     held = sequence.held
     assert held is not None
     wants = "last" if n == sequence.n_pending else "none"
+    if sequence.n_to_echo:
+        wants = "all"
     return Fed(held, tuple(sequence.ids[held.length : held.length + n]), wants)

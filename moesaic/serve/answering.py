@@ -48,7 +48,7 @@ async def answer_at_once(request: Request, asked: Asked, answer: Answer, n: int)
         for task in (work, gone):
             task.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
-    drawn = sum(map(len, choices))
+    drawn = sum(not piece.of_prompt for pieces in choices for piece in pieces)
     usage = usage_of(asked.jobs, asked.streams, n, drawn)
     return JSONResponse(answer.whole(choices, usage))
 
@@ -59,8 +59,8 @@ async def _events(asked: Asked, answer: Answer, n: int, tells_usage: bool) -> As
         for opening in answer.opening(len(asked.jobs)):
             yield _event(opening)
         async for index, piece in asked.pieces():
-            drawn += 1
-            if piece.text or piece.ending or piece.logprob is not None:
+            drawn += not piece.of_prompt
+            if piece.text or piece.ending or answer.has_logprobs:
                 yield _event(answer.event(index, piece))
         if tells_usage:
             yield _event(answer.closing(usage_of(asked.jobs, asked.streams, n, drawn)))

@@ -19,6 +19,8 @@ class Answer:
     model: str
     tokenizer: Tokenizer
     is_chat: bool
+    has_logprobs: bool
+    """Whether log-probabilities were asked for."""
     created: int = field(default_factory=lambda: int(time()))
     id: str = ""
     _offsets: dict[int, int] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Answer:
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any] | None:
-        if pieces[0].logprob is None:
+        if not self.has_logprobs:
             return None
         return self._of_chat(pieces) if self.is_chat else self._of_completion(index, pieces)
 
@@ -87,7 +89,10 @@ class Answer:
         for piece in pieces:
             offsets.append(self._offsets.get(index, 0))
             self._offsets[index] = offsets[-1] + len(piece.text)
-        tops = [{self._text(id_): p for id_, p in piece.top_logprobs} for piece in pieces]
+        tops = [
+            None if piece.logprob is None else {self._text(i): p for i, p in piece.top_logprobs}
+            for piece in pieces
+        ]
         return {
             "tokens": texts,
             "token_logprobs": [piece.logprob for piece in pieces],

@@ -65,7 +65,7 @@ class Served:
 def make_app(served: Served) -> FastAPI:
     """The server's paths: ``/v1/…`` as in the OpenAI API, ``/health`` and ``/metrics``."""
 
-    def with_key(request: Request) -> None:
+    async def with_key(request: Request) -> None:
         check_key(request, served.config)
 
     app = FastAPI(title="moesaic", docs_url=None, redoc_url=None, openapi_url=None)
@@ -111,7 +111,8 @@ async def _answer(
         _check_name(served, form.model)
         jobs = await asyncio.to_thread(make, form)
         asked = Asked(served.engine, jobs)
-        answer = Answer(served.name, served.tokenizer, kind is ChatForm)
+        has_logprobs = jobs[0].top_logprobs is not None
+        answer = Answer(served.name, served.tokenizer, kind is ChatForm, has_logprobs)
         if form.stream:
             return Events(asked, answer, form.n or 1, form.tells_usage)
         return await answer_at_once(request, asked, answer, form.n or 1)

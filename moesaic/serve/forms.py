@@ -24,7 +24,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "best_of": (1,),
     "suffix": ("",),
-    "echo": (False,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -107,7 +106,7 @@ class Form(Settings):
         """
         kept = {}
         for key, value in data.items():
-            if key in _NO_EFFECT or (key in _NEUTRAL and not cls._has(key)):
+            if key in _NO_EFFECT or key in _NEUTRAL:
                 if key in _NEUTRAL and value is not None and value not in _NEUTRAL[key]:
                     raise RequestError(f"{key}={value!r} is not served; leave {key} out")
                 continue
@@ -119,11 +118,9 @@ class Form(Settings):
         """Whether a stream ends with the count of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    @classmethod
-    def _has(cls, key: str) -> bool:
-        return key in cls.model_fields
-
-    def _jobs(self, rows: list[list[int]], most: int, top: int | None, limit: int) -> list[Job]:
+    def _jobs(
+        self, rows: list[list[int]], most: int, top: int | None, limit: int, echoes: bool = False
+    ) -> list[Job]:
         """A job per prompt and choice, those of one prompt side by side."""
         n = self.n or 1
         if n * len(rows) > limit:
@@ -142,7 +139,7 @@ class Form(Settings):
             }
         )
         return [
-            Job(tuple(row), settings.changed(seed=seed + choice), self.priority, top)
+            Job(tuple(row), settings.changed(seed=seed + choice), self.priority, top, echoes)
             for row in rows
             for choice in range(n)
         ]
@@ -180,6 +177,8 @@ class CompletionForm(Form):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     """A text or its ids, or several."""
+    echo: bool | None = None
+    """Whether the prompt comes back before what follows it."""
     logprobs: NonNegativeInt | None = None
     """Of how many likeliest tokens to tell log-probabilities."""
 
@@ -190,7 +189,7 @@ class CompletionForm(Form):
             for prompt in self._prompts()
         ]
         most = self.max_tokens or _COMPLETION_TOKENS
-        return self._jobs(rows, most, self.logprobs, config.max_choices)
+        return self._jobs(rows, most, self.logprobs, config.max_choices, bool(self.echo))
 
     def _prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):

@@ -261,6 +261,30 @@ def test_logprobs_are_those_of_the_model(model: Transformer):
         Job(ids, top_logprobs=21)
 
 
+@pytest.mark.parametrize("n_blocks", [64, 8])
+def test_a_prompt_is_echoed_with_the_probabilities_of_the_model(
+    model: Transformer, tokenizer: Tokenizer, n_blocks: int
+):
+    texts = ["one two three four five", "four, two", "o", "five four"]
+    rows = [tokenizer.encode_prompt(text) for text in texts]
+    settings = GenerateConfig(max_new_tokens=14)
+    with engine_of(model, tokenizer, n_blocks, prefill_tokens=3) as engine:
+        asked = [Job(tuple(row), settings, top_logprobs=1, echoes=True) for row in rows * 2]
+        streams = [engine.submit(job) for job in asked]
+        found = [list(stream) for stream in streams]
+    for row, text, pieces in zip(rows * 2, texts * 2, found, strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([row]))[0].double().log_softmax(-1)
+        echoed = [piece for piece in pieces if piece.of_prompt]
+        told = [piece.logprob for piece in echoed]
+        expected = [float(logprobs[at, id_]) for at, id_ in enumerate(row[1:])]
+        assert pieces[: len(row)] == echoed
+        assert "".join(piece.text for piece in echoed) == text
+        assert [piece.token for piece in echoed] == row
+        assert told == [None, *(pytest.approx(each, abs=1e-4) for each in expected)]
+        assert len(pieces) == len(row) + 14
+
+
 def test_closing_ends_what_runs_and_takes_nothing_new(model: Transformer):
     pool = pool_of(model)
     engine = BatchEngine(TorchDecoder(model, pool))

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from served import N_BLOCKS, NAME, client_of, served
 
 import moesaic
@@ -142,6 +143,28 @@ def test_log_probabilities_of_a_completion(client: openai.OpenAI):
     assert logprobs.top_logprobs is not None
     for logprob, top in zip(logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
         assert logprob == max(top.values())
+
+
+def test_a_prompt_comes_back_with_its_probabilities_as_harnesses_ask_for_it(
+    client: openai.OpenAI, model: Transformer, tokenizer: Tokenizer
+):
+    ids = tokenizer.encode_prompt("You are all resolved")
+    answer = client.completions.create(
+        model=NAME, prompt=ids, max_tokens=1, temperature=0, logprobs=1, echo=True
+    )
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids]))[0].double().log_softmax(-1)
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.token_logprobs is not None
+    assert told.top_logprobs is not None
+    assert answer.choices[0].text.startswith("You are all resolved")
+    expected = [float(logprobs[place, id_]) for place, id_ in enumerate(ids[1:])]
+    assert told.token_logprobs[1:-1] == pytest.approx(expected, abs=1e-4)
+    best = [max(top.values()) for top in told.top_logprobs[1:-1]]
+    assert best == pytest.approx(logprobs[:-1].amax(-1).tolist(), abs=1e-4)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 1
 
 
 def test_a_prompt_that_was_read_before_is_told_as_cached(client: openai.OpenAI):
