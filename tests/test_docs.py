@@ -21,6 +21,7 @@ from moesaic.config.card import CardConfig
 from moesaic.config.eval import EvalConfig
 from moesaic.config.load import parse_changes, read_run_file
 from moesaic.config.merge import MergeConfig
+from moesaic.config.serve import ServeConfig
 from moesaic.config.settings import Settings
 from moesaic.config.toml import write_toml
 from moesaic.config.train import TrainConfig
@@ -48,7 +49,12 @@ TINY = {
     "eval": ["limit=2", "max_length=128", "max_new_tokens=4"],
 }
 """Settings that make what is on the pages short: of fresh models, of run files, of commands."""
-CHANGED: dict[str, type[Settings]] = {"merge": MergeConfig, "eval": EvalConfig, "card": CardConfig}
+CHANGED: dict[str, type[Settings]] = {
+    "merge": MergeConfig,
+    "eval": EvalConfig,
+    "card": CardConfig,
+    "serve": ServeConfig,
+}
 """What ``--set`` changes, of commands that are not run."""
 PAGES = [page for page in pages() if page.name != "index.md"]
 GENERATED = dict(generated_pages())
