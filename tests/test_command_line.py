@@ -9,18 +9,20 @@ SURFACE = {
     "demo": "folder --steps",
     "plan": "model --train-experts --frozen-experts --device --json --markdown --set",
     "init": "model folder --dtype --seed",
-    "check": "folder --verify --json",
-    "train": "run_file --set --json",
+    "check": "folder --base --verify --json",
+    "train": "run_file --dry-run --set --json",
     "score": "folder --data --experts --set --out --dtype --device --json",
     "eval": "folder --tasks --data --out --base --limit --set --json",
     "routing": "folder --data --against --ablate --out --set --json",
     "merge": "base shards --out --method --trust --retain --json --set",
     "undo": "merged --out --json",
     "absorb": "base adapter --out --trust --retain --json --set",
+    "quantise": "folder --out --bits --against-data --set --json",
     "card": "folder --results --json --set",
     "generate": (
         "folder prompt --max-new-tokens --temperature --top-p --seed --dtype --device --json"
     ),
+    "chat": "folder --temperature --top-p --max-new-tokens --seed --set",
     "serve": "folder --host --port --set --json",
     "report": "paths --out --live --port --json",
 }
