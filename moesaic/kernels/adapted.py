@@ -27,7 +27,7 @@ from moesaic.kernels.grouped import (
     sum_of_rows,
     weight_of_row,
 )
-from moesaic.kernels.layout import Layout
+from moesaic.kernels.layout import Layout, TieredLayout
 
 
 class LowRank(NamedTuple):
@@ -68,7 +68,9 @@ class _Frozen:
 
 
 class _AdaptedExperts(torch.autograd.Function):
-    """Keeps what `experts` keeps; both products with a rank are cheap and computed again."""
+    """Keeps what `experts` keeps; both products with a rank are cheap and computed again. Here too
+    each tensor with rows of all pairs is let go after its last use, and what experts and adapters
+    give is added up for each token, not for each row."""
 
     @staticmethod
     def forward(
@@ -79,13 +81,15 @@ class _AdaptedExperts(torch.autograd.Function):
         for_gate_up, for_down = _spread(frozen, parts, len(all_down), dtype)
         rows = x_TD.index_select(0, layout.token_of_row)
         inner = layout.matmul(rows, all_gate_up.mT)
-        inner += layout.matmul(_narrowed(frozen, rows, for_gate_up), for_gate_up.b.mT)
+        inner += _thin(layout, _narrowed(frozen, rows, for_gate_up), for_gate_up.b.mT)
         del rows
         gate, up = halves(inner)
         weighted = F.silu(gate).mul_(up).mul_(weight_of_row(layout, weights_TK, dtype))
-        out = layout.matmul(weighted, all_down.mT)
-        out += layout.matmul(_narrowed(frozen, weighted, for_down), for_down.b.mT)
-        out_TD = sum_of_rows(layout, out)
+        del gate
+        out_TD = sum_of_rows(layout, layout.matmul(weighted, all_down.mT))
+        narrowed = _narrowed(frozen, weighted, for_down)
+        del weighted
+        out_TD += sum_of_rows(layout, _thin(layout, narrowed, for_down.b.mT))
         ctx.save_for_backward(x_TD, weights_TK, inner, *parts)
         ctx.frozen = frozen
         return out_TD
@@ -104,22 +108,25 @@ class _AdaptedExperts(torch.autograd.Function):
         gate, up = halves(inner)
         active = F.silu(gate).mul_(up)
         grad_rows = grads[0].index_select(0, layout.token_of_row)
-        d_low = layout.matmul(grad_rows, for_down.b).mul_(frozen.scale)
-        d_active = layout.matmul(grad_rows, all_down).add_(layout.matmul(d_low, for_down.a))
+        d_low = _thin(layout, grad_rows, for_down.b).mul_(frozen.scale)
+        d_active = layout.matmul(grad_rows, all_down).add_(_thin(layout, d_low, for_down.a))
         d_weight = (d_active * active).sum(-1, dtype=weights_TK.dtype)
         d_weights_TK = d_weight.index_select(0, layout.row_TK.flatten()).view_as(weights_TK)
         d_down = _factor_gradients(frozen, for_down, active.mul_(weight), grad_rows, d_low)
         del grad_rows, active
-        d_inner = torch.cat(swiglu_backward(d_active.mul_(weight), gate, up), dim=-1)
-        del d_active
+        d_gate, d_up = swiglu_backward(d_active.mul_(weight), gate, up)
+        del gate, d_active
+        d_inner = torch.cat((d_gate, d_up), dim=-1)
+        del d_gate, d_up
         rows = x_TD.index_select(0, layout.token_of_row)
-        d_low = layout.matmul(d_inner, for_gate_up.b).mul_(frozen.scale)
+        d_low = _thin(layout, d_inner, for_gate_up.b).mul_(frozen.scale)
         d_gate_up = _factor_gradients(frozen, for_gate_up, rows, d_inner, d_low)
         del rows
         d_x_TD = None
         if ctx.needs_input_grad[0]:
-            d_rows = layout.matmul(d_inner, all_gate_up).add_(layout.matmul(d_low, for_gate_up.a))
-            d_x_TD = sum_of_rows(layout, d_rows)
+            d_x_TD = sum_of_rows(layout, layout.matmul(d_inner, all_gate_up))
+            del d_inner
+            d_x_TD += sum_of_rows(layout, _thin(layout, d_low, for_gate_up.a))
         d_parts = (*_separate(d_gate_up), *d_down)
         typed = (d_part.to(part.dtype) for d_part, part in zip(d_parts, parts, strict=True))
         return d_x_TD, d_weights_TK, None, *typed
@@ -169,19 +176,34 @@ def _spread(
 
 def _narrowed(frozen: _Frozen, rows: Tensor, pair: LowRank) -> Tensor:
     """Rows times ``scale · aᵀ``: of the width of a rank."""
-    return frozen.layout.matmul(rows, pair.a.mT).mul_(frozen.scale)
+    return _thin(frozen.layout, rows, pair.a.mT).mul_(frozen.scale)
 
 
 def _factor_gradients(
     frozen: _Frozen, pair: LowRank, rows: Tensor, d_out: Tensor, d_low: Tensor
 ) -> LowRank:
     """Gradients of both factors, of the experts that have adapters."""
-    outer, n_experts, dtype = frozen.layout.outer, len(pair.a), rows.dtype
+    layout, n_experts, dtype = frozen.layout, len(pair.a), rows.dtype
     narrowed = _narrowed(frozen, rows, pair)
-    return LowRank(
-        outer(d_low, rows, n_experts, dtype).index_select(0, frozen.slots),
-        outer(d_out, narrowed, n_experts, dtype).index_select(0, frozen.slots),
-    )
+
+    def outer(left: Tensor, right: Tensor) -> Tensor:
+        sums = layout.outer(_for_thin(layout, left), _for_thin(layout, right), n_experts, dtype)
+        return sums.index_select(0, frozen.slots)
+
+    return LowRank(outer(d_low, rows), outer(d_out, narrowed))
+
+
+def _thin(layout: Layout, rows: Tensor, matrices: Tensor) -> Tensor:
+    """A product one of whose sides has the width of a rank."""
+    return layout.matmul(_for_thin(layout, rows), matrices).to(rows.dtype)
+
+
+def _for_thin(layout: Layout, rows: Tensor) -> Tensor:
+    """Rows in the dtype for such products: float32 where each expert has rows of its own. A CPU
+    compiles a bfloat16 product for every number of rows and keeps it, nearly a megabyte each, and
+    adapters have three times as many different products as the experts they stand beside."""
+    is_tiered = isinstance(layout, TieredLayout) and rows.dtype == torch.bfloat16
+    return rows.float() if is_tiered else rows
 
 
 def _separate(both: LowRank) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from moesaic.kernels.elementwise import add_
 from moesaic.kernels.native import rows
 
 _BLOCK = 128
@@ -81,10 +82,10 @@ class _Blockwise(torch.autograd.Function):
         for fed, seen in blocks:
             weights = _weights(q, k, fed, seen, visible)
             d_out = grad[:, fed]
-            _add_(d_values[:, seen], weights.transpose(1, 2) @ d_out)
+            add_(d_values[:, seen], weights.transpose(1, 2) @ d_out)
             d_scores = _softmax_backward(d_out @ v[:, seen].transpose(1, 2), weights)
             d_queries[:, fed] = d_scores @ k[:, seen]
-            _add_(d_keys[:, seen], d_scores.transpose(1, 2) @ q[:, fed])
+            add_(d_keys[:, seen], d_scores.transpose(1, 2) @ q[:, fed])
         parts = (d_queries.mul_(scale), d_keys.to(k.dtype), d_values.to(v.dtype))
         return (*(part.unflatten(0, (-1, heads)) for part in parts), None, None)
 
@@ -122,11 +123,3 @@ def _softmax_backward(d_weights: Tensor, weights: Tensor) -> Tensor:
         rows.softmax_backward_(d_weights, weights)
         return d_weights
     return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-
-
-def _add_(sums: Tensor, values: Tensor) -> None:
-    """``sums += values``, where the sums may be of a wider type."""
-    if sums.dtype == torch.float32 and rows.serve(values):
-        rows.add_(sums, values)
-    else:
-        sums += values

@@ -11,11 +11,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from moesaic.kernels.autocast import follows_autocast
+from moesaic.kernels.elementwise import add_
 from moesaic.kernels.native import rows
 from moesaic.kernels.reference import IGNORED
 
-_CHUNK_LOGITS = 2**22
-"""Logits held at a time, 16 MiB in float32: with fewer, adding up the weight's gradient, which
+_CHUNK_LOGITS = 2**23
+"""Logits held at a time, 16 MiB in bfloat16: with fewer, adding up the weight's gradient, which
 every chunk does, costs more than the cache of a CPU saves."""
 _SMALLEST_CHUNK = 256
 """Tokens below which the matmul would be too thin to be fast."""
@@ -43,7 +44,7 @@ class _CrossEntropySum(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden.index_copy_(0, tokens, grad @ weight)
             if d_weight is not None:
-                d_weight += grad.t() @ hidden
+                add_(d_weight, grad.t() @ hidden)
             del grad  # before the next chunk's logits are made
         ctx.grads = (d_hidden, None if d_weight is None else d_weight.to(weight_VD.dtype))
         return total

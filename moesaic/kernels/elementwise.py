@@ -135,3 +135,16 @@ def halves(inner: Tensor) -> tuple[Tensor, Tensor]:
     over memory without gaps."""
     gate, up = inner.chunk(2, dim=-1)
     return gate.contiguous(), up
+
+
+def add_(sums: Tensor, values: Tensor) -> None:
+    """``sums += values``, where the sums may be of a wider type.
+
+    Args:
+        sums: a matrix or a stack of them; its first axis may have gaps.
+        values: of the same shape, contiguous.
+    """
+    if sums.dtype == torch.float32 and rows.serve(values):
+        rows.add_(sums, values)
+    else:
+        sums += values

@@ -7,7 +7,7 @@ from moesaic.config.model import ModelConfig
 from moesaic.planner.params import Plan
 from moesaic.planner.precision import Precision
 
-CHUNK_LOGITS = 2**22
+CHUNK_LOGITS = 2**23
 """Logits of the loss that exist at a time, as in `kernels.cross_entropy`."""
 SMALLEST_CHUNK = 256
 """Tokens in a chunk at least, however large the vocabulary is."""

@@ -188,10 +188,10 @@ def test_the_logits_of_one_chunk_are_gone_before_the_next_are_made(
 ):
     """Two float32 tensors of a chunk are the most there is, however many chunks there are; where
     one sweep does it all, the logits and little else."""
-    labels_T = random_labels((1024, 8, 16384), generator)
-    hidden_TD, weight_VD = random_inputs((1024, 8, 16384), torch.bfloat16, generator)
+    labels_T = random_labels((1024, 8, 32768), generator)
+    hidden_TD, weight_VD = random_inputs((1024, 8, 32768), torch.bfloat16, generator)
     weight_VD.requires_grad_(trained)
-    chunk = 4 * 256 * 16384
+    chunk = 4 * 256 * 32768
     if rows.serve(hidden_TD):
         most = most_allocated(lambda: cross_entropy_sum(hidden_TD, weight_VD, labels_T))
         assert chunk / 2 < most < 0.75 * chunk

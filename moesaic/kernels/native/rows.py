@@ -115,7 +115,7 @@ def add_(sums: Tensor, values: Tensor) -> None:
     """Add matrices to the beginnings of float32 ones.
 
     Args:
-        sums: [matrices, rows, width], of which the first axis may have gaps.
+        sums: [matrices, …], of which the first axis may have gaps.
         values: the same shape, contiguous.
     """
     matrices, size = len(values), values[0].numel()
