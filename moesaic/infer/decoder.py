@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held, PagedCache
@@ -45,6 +46,18 @@ class Found:
     """Normed hidden states of the same tokens, float32."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Positions of one sequence whose next token is known: what its prediction module is fed."""
+
+    held: Held
+    """What the sequence holds of the module: in its own blocks, with a length of its own."""
+    ids: tuple[int, ...]
+    """The token after each position."""
+    hidden_TD: Tensor
+    """Normed hidden states of the positions."""
+
+
 class Decoder(Protocol):
     """Feeds tokens."""
 
@@ -63,6 +76,14 @@ class Decoder(Protocol):
 
         Raises:
             RequestError: if the pool has too little room; nothing is fed then.
+        """
+        ...
+
+    def draft(self, known: Sequence[Known]) -> Tensor:
+        """Feed the first prediction module, each sequence named once.
+
+        Returns:
+            Logits of the token after the last known one, float32 [B, V].
         """
         ...
 
@@ -97,26 +118,40 @@ class TorchDecoder:
 
     @torch.inference_mode()
     def _feed_once(self, fed: Sequence[Fed]) -> list[Found]:
-        model, lengths = self.model, [len(one.ids) for one in fed]
-        batch = PromptBatch.of([one.ids for one in fed], model.model.embed_tokens.weight.device)
-        cache = PagedCache([one.held for one in fed], lengths)
+        batch, cache = self._batch(fed)
+        hidden_BSD = self.model.hidden_states(
+            batch.ids_BS, batch.positions_BS, batch.documents_BS, cache=cache
+        )
+        counts = [_count(one) for one in fed]
+        asked = [row[len(row) - n :] for row, n in zip(hidden_BSD, counts, strict=True)]
+        logits_TV = self.model.head(torch.cat(asked)).float()
+        split = zip(logits_TV.split(counts), asked, strict=True)
+        return [Found(logits, hidden.float()) for logits, hidden in split]
+
+    @torch.inference_mode()
+    def draft(self, known: Sequence[Known]) -> Tensor:
+        """See `Decoder`."""
+        batch, cache = self._batch(known)
         longest = batch.ids_BS.shape[1]
-        before = [one.held.length - (longest - n) for one, n in zip(fed, lengths, strict=True)]
+        rows = [F.pad(one.hidden_TD, (0, 0, longest - len(one.ids), 0)) for one in known]
+        hidden_BSD = self.model.draft(
+            torch.stack(rows), batch.ids_BS, batch.positions_BS, batch.documents_BS, cache
+        )
+        return self.model.head(hidden_BSD[:, -1]).float()
+
+    def _batch(self, rows: Sequence[Fed] | Sequence[Known]) -> tuple[PromptBatch, PagedCache]:
+        """What is fed as one batch whose positions go on from what is held."""
+        device = self.model.model.embed_tokens.weight.device
+        batch = PromptBatch.of([row.ids for row in rows], device)
+        cache = PagedCache([row.held for row in rows], [len(row.ids) for row in rows])
+        longest = batch.ids_BS.shape[1]
+        before = [row.held.length + len(row.ids) - longest for row in rows]
         positions_BS = torch.tensor(before).unsqueeze(1) + torch.arange(longest)
         documents_BS = batch.documents_BS
         if cache.documents is not None and documents_BS is None:
             documents_BS = torch.ones_like(batch.ids_BS)
-        hidden_BSD = model.hidden_states(
-            batch.ids_BS,
-            positions_BS.clamp(min=0).to(batch.ids_BS.device),
-            documents_BS,
-            cache=cache,
-        )
-        counts = [_count(one) for one in fed]
-        asked = [row[longest - n :] for row, n in zip(hidden_BSD, counts, strict=True)]
-        logits_TV = model.head(torch.cat(asked)).float()
-        split = zip(logits_TV.split(counts), asked, strict=True)
-        return [Found(logits, hidden.float()) for logits, hidden in split]
+        placed = positions_BS.clamp(min=0).to(device)
+        return PromptBatch(batch.ids_BS, placed, documents_BS), cache
 
 
 class CpuDecoder:
@@ -145,6 +180,21 @@ class CpuDecoder:
         for start in range(0, len(flat), self._native.most_tokens):
             self._feed_piece(fed, flat[start : start + self._native.most_tokens], found)
         return [Found(*map(torch.cat, zip(*each, strict=True))) for each in found]
+
+    @torch.inference_mode()
+    def draft(self, known: Sequence[Known]) -> Tensor:
+        """See `Decoder`."""
+        if self._many is not None and sum(len(one.ids) for one in known) > _FEW:
+            return self._many.draft(known)
+        flat = [(one, place) for one in known for place in range(len(one.ids))]
+        logits, most = [], self._native.most_tokens
+        for piece in (flat[start : start + most] for start in range(0, len(flat), most)):
+            previous_TD = torch.stack([one.hidden_TD[place] for one, place in piece])
+            ids = [one.ids[place] for one, place in piece]
+            owners = [one.held for one, _ in piece]
+            last = [i for i, (one, place) in enumerate(piece) if place == len(one.ids) - 1]
+            logits.append(self._native.draft(previous_TD, ids, owners, last))
+        return torch.cat(logits)
 
     def _feed_piece(
         self,

@@ -1,4 +1,4 @@
-"""Texts continued by a model: the prompts in one pass, then one pass per token.
+"""Texts continued by a model: the prompts in one pass, then one pass per token or fewer.
 
 Letters: B sequences, V vocabulary.
 """
@@ -17,6 +17,7 @@ from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Fed, build_decoder
 from moesaic.infer.prompts import Prompt, encode_prompts
 from moesaic.infer.sample import sample
+from moesaic.infer.speculative import Counts, Speculate, Speculation
 from moesaic.infer.text import Ending, Written
 from moesaic.model.build import load_model
 from moesaic.model.transformer import Transformer
@@ -45,12 +46,16 @@ class Continuation:
     """Every token drawn, those that ended the text too."""
     prompt_ids: tuple[int, ...]
     ending: Ending
+    speculation: Counts | None = None
+    """What drafts came to; None without them."""
 
 
 def generate(
     model: Transformer | Path | str,
     prompts: str | Sequence[Prompt],
     tokenizer: Tokenizer | None = None,
+    *,
+    speculate: Speculate = "never",
     **settings: Any,
 ) -> list[Continuation]:
     """Continue prompts, all in one batch; each text is what its prompt would give alone.
@@ -60,27 +65,33 @@ def generate(
             loaded in float32.
         prompts: one text, or several prompts, each a text or ids.
         tokenizer: needed for prompts or stops that are texts, and for the text of the result.
+        speculate: whether the model's prediction module drafts tokens, which never changes what
+            tokens are likely: always, never, or while that is measured to be faster.
         settings: those of `GenerateConfig`, as ``max_new_tokens=64, temperature=0``.
 
     Returns:
         One continuation per prompt, in their order.
 
     Raises:
-        RequestError: if a prompt is empty, too long, or not of the model's vocabulary.
+        RequestError: if a prompt is empty, too long, or not of the model's vocabulary, or if drafts
+            are asked for and the model has no prediction module.
         ConfigError: for a wrong setting.
     """
     request = _Request.of(model, prompts, tokenizer, settings)
+    speculation = request.speculation(speculate)
     pieces: list[list[Piece]] = [[] for _ in request.rows]
-    for piece in request.pieces():
+    for piece in request.pieces(speculation):
         pieces[piece.prompt].append(piece)
+    counts = speculation.counts if speculation else [None] * len(request.rows)
     return [
         Continuation(
             text="".join(piece.text for piece in row_pieces),
             ids=tuple(piece.token for piece in row_pieces),
             prompt_ids=tuple(row),
             ending=row_pieces[-1].ending or "length",
+            speculation=count,
         )
-        for row, row_pieces in zip(request.rows, pieces, strict=True)
+        for row, row_pieces, count in zip(request.rows, pieces, counts, strict=True)
     ]
 
 
@@ -88,10 +99,13 @@ def stream(
     model: Transformer | Path | str,
     prompts: str | Sequence[Prompt],
     tokenizer: Tokenizer | None = None,
+    *,
+    speculate: Speculate = "never",
     **settings: Any,
 ) -> Iterator[Piece]:
     """`generate`, piece by piece as tokens are drawn; mistakes are raised at the call."""
-    return _Request.of(model, prompts, tokenizer, settings).pieces()
+    request = _Request.of(model, prompts, tokenizer, settings)
+    return request.pieces(request.speculation(speculate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +137,30 @@ class _Request:
         rows = encode_prompts(prompts, model.config, tokenizer, config.max_new_tokens)
         return cls(model, rows, tokenizer, config)
 
-    def pieces(self) -> Iterator[Piece]:
+    def speculation(self, speculate: Speculate) -> Speculation | None:
+        """What drafts the tokens, if anything does."""
+        has_module = self.model.config.num_nextn_predict_layers > 0
+        if speculate == "never" or (speculate == "auto" and not has_module):
+            return None
+        pool = pool_for(self.model, [len(row) + self.config.max_new_tokens for row in self.rows])
+        decoder = build_decoder(self.model, pool)
+        return Speculation(decoder, self.rows, self.config, may_stop=speculate == "auto")
+
+    def pieces(self, speculation: Speculation | None) -> Iterator[Piece]:
         """Pieces of all texts in the order of their tokens, until every text has ended."""
         texts = [Written.begin(self.model.config, self.tokenizer, self.config) for _ in self.rows]
-        for tokens in draw_tokens(self.model, self.rows, self.config):
-            for prompt, (text, token) in enumerate(zip(texts, tokens, strict=True)):
-                if text.ending is None:
-                    certain = text.add(token)
-                    yield Piece(prompt, token, certain, text.ending)
+        for drawn in speculation.draw() if speculation else self._one_by_one():
+            for prompt, (text, tokens) in enumerate(zip(texts, drawn, strict=True)):
+                for token in tokens:
+                    if text.ending is None:
+                        certain = text.add(token)
+                        yield Piece(prompt, token, certain, text.ending)
             if all(text.ending for text in texts):
                 return
+
+    def _one_by_one(self) -> Iterator[list[tuple[int, ...]]]:
+        for tokens in draw_tokens(self.model, self.rows, self.config):
+            yield [(token,) for token in tokens]
 
 
 def draw_tokens(

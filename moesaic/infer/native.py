@@ -20,6 +20,7 @@ from moesaic.model.block import Block
 from moesaic.model.linear import Linear
 from moesaic.model.mla import LatentAttention
 from moesaic.model.moe import MoE
+from moesaic.model.mtp import PredictionModule
 from moesaic.model.rope import softmax_scale
 from moesaic.model.router import Router
 from moesaic.model.transformer import Transformer
@@ -95,6 +96,29 @@ class NativeDecoder:
         depth = self.model.config.num_hidden_layers
         norm = self.model.model.norm.weight
         return self.run(x_TD, owners, range(depth), norm, wanted)
+
+    def draft(
+        self,
+        previous_TD: Tensor,
+        ids: Sequence[int],
+        owners: Sequence[Held],
+        wanted: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Feed the first prediction module; logits of the token after the next one.
+
+        Args:
+            previous_TD: hidden states of some tokens, as `step` gives them.
+            ids: the token after each.
+            owners: what each one's sequence holds of the module.
+            wanted: see `step`.
+        """
+        depth = self.model.config.num_hidden_layers
+        module = self.model.model.layers[depth]
+        assert isinstance(module, PredictionModule)
+        embedded_TD = self.model.model.embed_tokens.weight.detach()[list(ids)]
+        x_TD = module.join(previous_TD.to(embedded_TD.dtype), embedded_TD).float()
+        norm = module.shared_head["norm"].weight
+        return self.run(x_TD, owners, range(depth, depth + 1), norm, wanted)[0]
 
     def run(
         self,

@@ -25,14 +25,23 @@ def sample(
     Raises:
         RequestError: if a logit is not a finite number.
     """
-    if not torch.isfinite(logits_BV).all():
-        raise RequestError(
-            f"the model's logits are not finite in {str(logits_BV.dtype).removeprefix('torch.')}; "
-            "load it in float32, or run `moesaic check` on its folder"
-        )
+    check_finite(logits_BV)
     if settings.temperature == 0:
         return logits_BV.argmax(dim=-1)
     return draw(distribution(logits_BV, settings), generators)
+
+
+def check_finite(logits: Tensor) -> None:
+    """See that every logit is a number.
+
+    Raises:
+        RequestError: if one is not.
+    """
+    if not torch.isfinite(logits).all():
+        raise RequestError(
+            f"the model's logits are not finite in {str(logits.dtype).removeprefix('torch.')}; "
+            "load it in float32, or run `moesaic check` on its folder"
+        )
 
 
 def distribution(logits_BV: Tensor, settings: GenerateConfig) -> Tensor:

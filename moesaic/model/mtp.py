@@ -41,6 +41,9 @@ class PredictionModule(Block):
             embedded_BSD: embedding of the token after the one that depth predicts from.
             context: the pass.
         """
-        joined = torch.cat((self.enorm(embedded_BSD), self.hnorm(previous_BSD)), dim=-1)
-        out_BSD, routing = self(self.eh_proj(joined), context)
+        out_BSD, routing = self(self.join(previous_BSD, embedded_BSD), context)
         return self.shared_head["norm"](out_BSD), routing
+
+    def join(self, previous: Tensor, embedded: Tensor) -> Tensor:
+        """What its layer is fed: [..., D] of each to [..., D]. See `predict`."""
+        return self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(previous)), dim=-1))

@@ -126,6 +126,33 @@ class Transformer(nn.Module):
             cache.advance(ids_BS.shape[1], documents_BS)
         return hidden_BSD
 
+    def draft(
+        self,
+        previous_BSD: Tensor,
+        ids_BS: Tensor,
+        positions_BS: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """What the head turns into logits of the token after the next one, [B, S, D].
+
+        Args:
+            previous_BSD: `hidden_states` of the positions fed.
+            ids_BS: the token after each of them.
+            positions_BS: see `forward`.
+            documents_BS: see `forward`.
+            cache: of the first prediction module; it is extended.
+        """
+        module = self.model.layers[self.config.num_hidden_layers]
+        assert isinstance(module, PredictionModule)
+        context = self._context(ids_BS, positions_BS, documents_BS, cache, None)
+        embedded_BSD = self._embed(ids_BS)
+        previous_BSD = previous_BSD.to(embedded_BSD.dtype)
+        hidden_BSD, _ = module.predict(previous_BSD, embedded_BSD, context)
+        if cache is not None:
+            cache.advance(ids_BS.shape[1], documents_BS)
+        return hidden_BSD
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states: [..., D] to [..., V]."""
         return F.linear(hidden, self.head_weight.to(hidden.dtype))

@@ -1,0 +1,324 @@
+"""`Speculation`: the prediction module drafts a token, and the model checks it while it reads on.
+
+Letters: T tokens fed, D hidden, V vocabulary, B sequences.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from statistics import median
+from time import perf_counter
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moesaic.config.infer import GenerateConfig
+from moesaic.errors import RequestError
+from moesaic.infer.blocks import Held
+from moesaic.infer.decoder import Decoder, Fed, Found, Known
+from moesaic.infer.sample import check_finite, distribution, draw, sample
+
+Speculate = Literal["never", "auto", "always"]
+"""Whether to draft: ``auto`` stops where it gains no time. See `Pace`."""
+
+_AT_ONCE = 256
+"""Positions of prompts that are fed at a time: the hidden states of all of them are needed."""
+_TRIAL = 16
+"""Passes with drafts, and as many without, before it is judged whether drafts gain time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A token that was guessed."""
+
+    token: int
+    probs_V: Tensor | None
+    """What it was drawn with; None where the likeliest token is taken."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What speculation came to in one text."""
+
+    passes: int = 0
+    """Passes through the model after the prompt."""
+    tokens: int = 0
+    """Tokens that they gave."""
+    drafts: int = 0
+    """Drafts that were checked."""
+    accepted: int = 0
+    """Drafts that were kept."""
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the drafts that were kept; 0 without drafts."""
+        return self.accepted / max(1, self.drafts)
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """1 without drafts, 2 where every one is kept."""
+        return self.tokens / max(1, self.passes)
+
+
+@dataclass(slots=True)
+class Pace:
+    """Whether drafts gain time, as measured.
+
+    The first passes are made without a draft and with one in turn. From then on drafts are made as
+    long as the gain is at least 1: tokens per drafted pass, times the median seconds of a plain
+    pass, over the median seconds of a drafted pass and of making its draft. Where reading weights
+    bounds a pass, two tokens read more experts than one, and even a good draft may lose.
+    """
+
+    plain_s: list[float] = field(default_factory=list)
+    drafted_s: list[float] = field(default_factory=list)
+    drafts: int = 0
+    accepted: int = 0
+
+    @property
+    def gain(self) -> float:
+        """Speed with drafts over speed without."""
+        tokens = 1 + self.accepted / max(1, self.drafts)
+        return tokens * median(self.plain_s) / median(self.drafted_s)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is too early to judge."""
+        return min(len(self.plain_s), len(self.drafted_s)) < _TRIAL
+
+    @property
+    def is_plain_turn(self) -> bool:
+        """Whether the next pass is one without drafts."""
+        return self.is_trial and len(self.plain_s) <= len(self.drafted_s)
+
+    def add_drafted(self, seconds: float, accepted: Sequence[int]) -> None:
+        """Count a pass with drafts, and of each draft whether it was accepted, 0 or 1."""
+        self.drafted_s.append(seconds)
+        self.drafts += len(accepted)
+        self.accepted += sum(accepted)
+
+
+class Speculation:
+    """Draws the tokens that follow some prompts, up to two of each in a pass.
+
+    Without temperature the tokens are the model's own, one by one. With it, they are distributed as
+    the model's own, and a seed gives the same ones again unless ``may_stop`` lets the clock decide
+    where drafts end.
+
+    Source: Leviathan et al. 2023 (arXiv 2211.17192) algorithm 1, with one draft; drafts by
+    DeepSeek-V3 (arXiv 2412.19437) section 5.4.3.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Sequence[int]],
+        config: GenerateConfig,
+        may_stop: bool,
+    ) -> None:
+        """Prepare; nothing is fed yet.
+
+        Args:
+            decoder: its pool has room for the prompts and all that is drawn.
+            prompts: ids of each.
+            config: how to draw.
+            may_stop: stop drafting where it gains no time. See `Pace`.
+
+        Raises:
+            RequestError: if the model has no prediction module.
+        """
+        if not decoder.model.config.num_nextn_predict_layers:
+            raise RequestError(
+                "the model has no prediction module (num_nextn_predict_layers=0), which makes "
+                "drafts; generate without speculation"
+            )
+        self.pace = Pace()
+        self._decoder, self._config = decoder, config
+        self._may_stop, self._is_on = may_stop, True
+        self._texts = [
+            _Text.begin(decoder, prompt, config, config.seed + place)
+            for place, prompt in enumerate(prompts)
+        ]
+
+    @property
+    def counts(self) -> list[Counts]:
+        """Of each text, so far."""
+        return [text.counts for text in self._texts]
+
+    def draw(self) -> Iterator[list[tuple[int, ...]]]:
+        """New tokens of every text, pass by pass; none of a text that has all of them."""
+        self._read_prompts()
+        yield [(text.token,) for text in self._texts]
+        while any(goes_on := [text.left > 0 for text in self._texts]):
+            drawn = iter(self._step(list(compress(self._texts, goes_on))))
+            yield [next(drawn) if more else () for more in goes_on]
+
+    def _read_prompts(self) -> None:
+        """Feed all prompts in pieces, to the model and to its prediction module."""
+        texts = self._texts
+        most = max(1, _AT_ONCE // len(texts))
+        last: dict[int, Found] = {}
+        for start in range(0, max(len(text.prompt) for text in texts), most):
+            some = [text for text in texts if len(text.prompt) > start]
+            parts = [tuple(text.prompt[start : start + most]) for text in some]
+            found = self._decoder.feed(
+                [Fed(text.held, part, "all") for text, part in zip(some, parts, strict=True)]
+            )
+            last.update((id(text), got) for text, got in zip(some, found, strict=True))
+            known = [
+                Known(text.ahead, after, got.hidden_TD[: len(after)])
+                for text, got in zip(some, found, strict=True)
+                if (after := tuple(text.prompt[start + 1 : start + most + 1]))
+            ]
+            if known:
+                self._decoder.draft(known)
+        ends = [last[id(text)] for text in texts]
+        drawn = [
+            tuple(sample(end.logits_TV[-1:], self._config, [text.generator]).tolist())
+            for text, end in zip(texts, ends, strict=True)
+        ]
+        for text, ids in zip(texts, drawn, strict=True):
+            text.take(ids)
+        self._draft(texts, drawn, [end.hidden_TD[-1:] for end in ends])
+
+    def _step(self, texts: list["_Text"]) -> list[tuple[int, ...]]:
+        """One pass over some texts; the new tokens of each."""
+        start = perf_counter()
+        fed = [Fed(text.held, text.next_ids(self._drafts_now), "all") for text in texts]
+        found = self._decoder.feed(fed)
+        drawn = [
+            text.verify(one.ids, got.logits_TV, self._config)
+            for text, one, got in zip(texts, fed, found, strict=True)
+        ]
+        plain_s = perf_counter() - start
+        if not self._is_on:
+            return drawn
+        kept = [got.hidden_TD[: len(ids)] for got, ids in zip(found, drawn, strict=True)]
+        self._draft(texts, drawn, kept)
+        if any(len(one.ids) > 1 for one in fed):
+            accepted = [
+                len(ids) - 1 for one, ids in zip(fed, drawn, strict=True) if len(one.ids) > 1
+            ]
+            self.pace.add_drafted(perf_counter() - start, accepted)
+        else:
+            self.pace.plain_s.append(plain_s)
+        if self._may_stop and not self.pace.is_trial and self.pace.gain < 1:
+            self._is_on = False
+        return drawn
+
+    @property
+    def _drafts_now(self) -> bool:
+        """Whether the next pass is one with drafts."""
+        return self._is_on and not (self._may_stop and self.pace.is_plain_turn)
+
+    def _draft(
+        self,
+        texts: Sequence["_Text"],
+        drawn: Sequence[tuple[int, ...]],
+        hidden: Sequence[Tensor],
+    ) -> None:
+        """Feed the module what is known now, and draw a draft for each text that goes on."""
+        going = [
+            (text, Known(text.ahead, ids, hidden_TD))
+            for text, ids, hidden_TD in zip(texts, drawn, hidden, strict=True)
+            if text.left > 1
+        ]
+        if going:
+            logits_BV = self._decoder.draft([known for _, known in going])
+            for (text, _), logits_V in zip(going, logits_BV, strict=True):
+                text.draft = guess(logits_V, self._config, text.generator)
+
+
+def guess(logits_V: Tensor, config: GenerateConfig, generator: torch.Generator) -> Draft:
+    """Draw a draft as a token is drawn."""
+    check_finite(logits_V)
+    if config.temperature == 0:
+        return Draft(int(logits_V.argmax()), None)
+    probs_BV = distribution(logits_V.unsqueeze(0), config)
+    return Draft(int(draw(probs_BV, [generator])), probs_BV[0])
+
+
+def verify(
+    draft: Draft, logits_TV: Tensor, config: GenerateConfig, generator: torch.Generator
+) -> tuple[int, ...]:
+    """The draft and one more token if it is accepted, else the token in its place.
+
+    With p the model's probabilities and q those of the draft, both as tokens are drawn from them, a
+    draft x is accepted with probability min(1, p(x) / q(x)); a token in its place is drawn from
+    max(0, p - q), divided by its sum. The result is distributed as p, whatever q is.
+
+    Args:
+        draft: what was guessed.
+        logits_TV: before the draft and after it, T = 2.
+        config: how tokens are drawn.
+        generator: of the text.
+
+    Source: Leviathan et al. 2023 (arXiv 2211.17192) section 2.3, algorithm 1.
+    """
+    check_finite(logits_TV)
+    if draft.probs_V is None:
+        own, after = logits_TV.argmax(dim=-1).tolist()
+        return (own, after) if own == draft.token else (own,)
+    probs_TV = distribution(logits_TV, config)
+    probs_V = probs_TV[0]
+    uniform = torch.rand(1, dtype=torch.float64, generator=generator, device=generator.device)
+    if float(uniform) * float(draft.probs_V[draft.token]) < float(probs_V[draft.token]):
+        return draft.token, int(draw(probs_TV[1:], [generator]))
+    missed_V = (probs_V - draft.probs_V).clamp(min=0)
+    if not missed_V.any():  # p and q differ by rounding only
+        missed_V = probs_V
+    return (int(draw(missed_V.unsqueeze(0), [generator])),)
+
+
+@dataclass(slots=True)
+class _Text:
+    """One text being written."""
+
+    prompt: Sequence[int]
+    held: Held
+    ahead: Held
+    """What is held of the prediction module, in the same blocks: it is never ahead of the model."""
+    generator: torch.Generator
+    left: int
+    """Tokens that are still to be drawn."""
+    token: int = 0
+    """Drawn last, and not fed yet."""
+    draft: Draft | None = None
+    """Of the token after it."""
+    counts: Counts = field(default_factory=Counts)
+
+    @classmethod
+    def begin(
+        cls, decoder: Decoder, prompt: Sequence[int], config: GenerateConfig, seed: int
+    ) -> "_Text":
+        held = Held(decoder.pool)
+        generator = torch.Generator().manual_seed(seed)
+        ahead = Held(decoder.pool, held.blocks)
+        return cls(prompt, held, ahead, generator, config.max_new_tokens)
+
+    def next_ids(self, with_draft: bool) -> tuple[int, ...]:
+        """What to feed."""
+        return (self.token, self.draft.token) if with_draft and self.draft else (self.token,)
+
+    def verify(
+        self, ids: tuple[int, ...], logits_TV: Tensor, config: GenerateConfig
+    ) -> tuple[int, ...]:
+        """New tokens after ``ids`` were fed; a draft among them that is wrong is forgotten."""
+        if len(ids) > 1:
+            assert self.draft is not None
+            drawn = verify(self.draft, logits_TV, config, self.generator)
+            self.counts.drafts += 1
+            self.counts.accepted += len(drawn) - 1
+        else:
+            drawn = tuple(sample(logits_TV, config, [self.generator]).tolist())
+        self.held.cut(self.held.length - len(ids) + len(drawn))
+        self.counts.passes += 1
+        self.counts.tokens += len(drawn)
+        self.take(drawn)
+        return drawn
+
+    def take(self, drawn: tuple[int, ...]) -> None:
+        """Count new tokens; the draft is used up."""
+        self.left -= len(drawn)
+        self.token, self.draft = drawn[-1], None
