@@ -226,7 +226,14 @@ def _judge_extra(
     if head is not None and stored.name == head.name:
         yield from _compare(head, stored, contents, config)
         return
-    if (packed := weight_of_part(stored.name)) in specs and packed not in contents.tensors:
+    packed = weight_of_part(stored.name)
+    if packed in specs:
+        if packed in contents.tensors:
+            text = (
+                f"{stored.name} holds {packed}, which is stored as "
+                f"{DTYPE_NAMES[contents.tensors[packed].dtype]} too; remove one of them"
+            )
+            yield Problem("unexpected", stored.name, text)
         return  # checked with its weight
     weight = stored.name.removesuffix(SCALE)
     if weight != stored.name and weight in specs:

@@ -12,7 +12,9 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "version": (),
     "observer": (),
     "observer_kwargs": (),
-    "quantization_status": ("compressed",),
+    "zp_dtype": (),
+    "scale_dtype": (),
+    "actorder": ("static", "weight"),
     "sparsity_config": ({},),
     "transform_config": ({},),
 }
@@ -46,6 +48,7 @@ class PackedGroups(Settings):
 
     quant_method: Literal["compressed-tensors"] = "compressed-tensors"
     format: Literal["pack-quantized"] = "pack-quantized"
+    quantization_status: Literal["compressed"] = "compressed"
     config_groups: dict[str, PackedModules]
     ignore: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Modules that are not stored so, as names or as ``re:`` and a pattern."""
