@@ -142,14 +142,14 @@ def _row_sums(original: Told, quantised: Told, row: int) -> tuple[float, float, 
     for start, stop in _pieces(len(labels), len(original.head_VD)):
         logp_TV = F.log_softmax(original.hidden[row][start:stop] @ original.head_VD.T, -1)
         logq_TV = F.log_softmax(quantised.hidden[row][start:stop] @ quantised.head_VD.T, -1)
-        labels_T = labels[start:stop, None]
-        loss = -logp_TV.gather(1, labels_T).double().sum()
+        wanted = labels[start:stop, None]
+        loss = -logp_TV.gather(1, wanted).double().sum()
         sums += torch.stack(
             (
                 (logp_TV.exp() * (logp_TV - logq_TV)).double().sum(),
                 (logp_TV.argmax(-1) == logq_TV.argmax(-1)).double().sum(),
                 loss,
-                -logq_TV.gather(1, labels_T).double().sum() - loss,
+                -logq_TV.gather(1, wanted).double().sum() - loss,
             )
         )
     divergence, same, loss, change = sums.tolist()

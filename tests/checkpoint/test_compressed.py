@@ -133,7 +133,7 @@ def test_quantising_what_was_quantised_is_refused(fresh: Fresh) -> None:
 
 def test_a_model_without_whole_groups_is_refused(fresh: Fresh) -> None:
     base = fresh("v2")
-    with pytest.raises(CheckpointError, match="no layer of .* has rows of whole groups of 128"):
+    with pytest.raises(CheckpointError, match=r"no layer of .* has rows of whole groups of 128"):
         quantised(base, "4", group=128)
     assert sorted(path.name for path in base.parent.iterdir()) == ["base"]
 
@@ -201,7 +201,7 @@ def test_integers_without_their_configuration_are_told(fresh: Fresh) -> None:
     told = json.loads((folder / "config.json").read_text())
     del told["quantization_config"]
     (folder / "config.json").write_text(json.dumps(told))
-    with pytest.raises(CheckpointError, match="is stored as packed integers, config.json has no"):
+    with pytest.raises(CheckpointError, match=r"is stored as packed integers, config\.json has no"):
         Reader(folder)
 
 
