@@ -14,6 +14,7 @@ SURFACE = {
     "score": "folder --data --experts --set --out --dtype --device --json",
     "eval": "folder --tasks --data --out --base --limit --set --json",
     "routing": "folder --data --against --ablate --out --set --json",
+    "place": "loads --devices --redundant --nodes --groups --out --json",
     "merge": "base shards --out --method --trust --retain --json --set",
     "undo": "merged --out --json",
     "absorb": "base adapter --out --trust --retain --json --set",

@@ -23,6 +23,7 @@ VERBS = {
     "score": "Score every expert on some data.",
     "eval": "Score a checkpoint on published tasks, and compare it with a base.",
     "routing": "Show where the tokens of some domains go, and what the experts are good for.",
+    "place": "Place experts, and copies of the busiest, on devices.",
     "merge": "Merge shards into the checkpoint they come from.",
     "undo": "Write the base that a checkpoint was merged into.",
     "absorb": "Merge an adapter into the checkpoint it was trained beside.",
