@@ -35,7 +35,7 @@ class _CrossEntropySum(torch.autograd.Function):
         wide = torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden_TD.device)
         d_hidden = torch.zeros_like(hidden_TD) if wants_hidden else None
-        d_weight = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
+        d_weight = None
         chunk = max(_SMALLEST_CHUNK, _CHUNK_LOGITS // weight_VD.shape[0])
         for tokens in learned.split(chunk):
             hidden, labels = hidden_TD.index_select(0, tokens), labels_T[tokens].unsqueeze(1)
@@ -43,9 +43,16 @@ class _CrossEntropySum(torch.autograd.Function):
             total += loss
             if d_hidden is not None:
                 d_hidden.index_copy_(0, tokens, grad @ weight)
-            if d_weight is not None:
-                add_(d_weight, grad.t() @ hidden)
+            if wants_weight:
+                product = grad.t() @ hidden
+                if d_weight is None:
+                    d_weight = product.to(wide)
+                else:
+                    add_(d_weight, product)
+                del product
             del grad  # before the next chunk's logits are made
+        if wants_weight and d_weight is None:  # nothing was learned
+            d_weight = torch.zeros_like(weight_VD)
         ctx.grads = (d_hidden, None if d_weight is None else d_weight.to(weight_VD.dtype))
         return total
 

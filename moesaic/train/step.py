@@ -102,8 +102,7 @@ def take_step(
             _backward(model, batch, objective, config, generator, sums)
     result = _result(sums, gradient_norm(model))
     if result.problem is None:
-        if config.optimizer.clip_norm is not None and result.grad_norm > config.optimizer.clip_norm:
-            clip_(model, result.grad_norm, config.optimizer.clip_norm)
+        clip_(model, optimizer, result.grad_norm, config.optimizer.clip_norm)
         set_learning_rate(optimizer, rates.learning_rate)
         optimizer.step()
         move_biases_(model.moe_layers(), result.loads, rates.bias_speed)

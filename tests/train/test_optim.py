@@ -39,23 +39,42 @@ def test_a_model_with_nothing_to_train_is_refused(tiny_config):
     assert "every parameter of the model is frozen" in str(error.value)
 
 
-def test_a_long_gradient_is_shortened_and_a_short_one_kept(tiny_config):
-    model = build_model(tiny_config("v1"))
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    norm = gradient_norm(model)
-    assert norm.item() == pytest.approx(sum(p.numel() for p in model.parameters()) ** 0.5)
-    clip_(model, norm.item(), 2 * norm.item())
-    assert gradient_norm(model).item() == pytest.approx(norm.item())
-    clip_(model, norm.item(), 1.0)
-    assert gradient_norm(model).item() == pytest.approx(1.0, rel=1e-4)
+def moved(config: OptimizerConfig, dtype: torch.dtype, size: float, most: float | None):
+    """Weights after two steps by gradients of a size, clipped to a length, and what it found."""
+    model = nn.Linear(8, 8, bias=False, dtype=dtype)
+    optimizer = build_optimizer(model, config)
+    set_learning_rate(optimizer, 0.1)
+    nn.init.ones_(model.weight)
+    for step in (1, 2):
+        grad = torch.linspace(-1, step, 64).view(8, 8).to(dtype)
+        model.weight.grad = grad * (size / grad.float().norm())
+        norm = gradient_norm(model).item()
+        clip_(model, optimizer, norm, most)
+        optimizer.step()
+    return model.weight.detach(), norm
 
 
+# eps is large, so that the size of a gradient is seen in the step.
+@pytest.mark.parametrize("states", ["weights", "int8"])
+def test_a_long_gradient_is_shortened_and_a_short_one_kept(states: str):
+    config = OptimizerConfig.model_validate({"eps": 1.0, "states": states})
+    long, norm = moved(config, torch.float32, 8.0, 0.5)
+    assert norm == pytest.approx(8.0)
+    short, _ = moved(config, torch.float32, 0.5, None)
+    kept, _ = moved(config, torch.float32, 0.5, 0.6)
+    unclipped, _ = moved(config, torch.float32, 8.0, None)
+    torch.testing.assert_close(long, short)
+    assert torch.equal(kept, short)
+    assert not torch.allclose(long, unclipped, atol=1e-3)
+
+
+@pytest.mark.parametrize("states", ["weights", "float32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_measuring_and_shortening_a_gradient_needs_no_copy_of_it(dtype: torch.dtype):
+def test_measuring_and_shortening_a_gradient_needs_no_copy_of_it(dtype: torch.dtype, states: str):
     model = nn.Linear(512, 512, bias=False, dtype=dtype)
+    optimizer = build_optimizer(model, OptimizerConfig.model_validate({"states": states}))
     model.weight.grad = torch.ones_like(model.weight)
-    most = most_allocated(lambda: clip_(model, gradient_norm(model).item(), 1.0))
+    most = most_allocated(lambda: clip_(model, optimizer, gradient_norm(model).item(), 1.0))
     assert most < model.weight.grad.nbytes / 100
 
 

@@ -85,28 +85,26 @@ template <typename T>
 void gated_rows_backward(const T* grad, const T* gate, const T* up, int64_t step, const float* weights,
                          int64_t rows, int64_t width, int threads, T* d_gate, T* d_up, T* active,
                          float* d_weights) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t r = 0; r < rows; r++) {
-    const T *d = grad + r * width, *g = gate + r * step, *u = up + r * step;
-    T *to_gate = d_gate + r * step, *to_up = d_up + r * step;
-    const float weight = weights ? weights[r] : 1.0f;
-    float sum = 0.0f;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<T> unwanted(active ? 0 : width);
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+      const T *d = grad + r * width, *g = gate + r * step, *u = up + r * step;
+      T *to_gate = d_gate + r * step, *to_up = d_up + r * step;
+      T* to = active ? active + r * width : unwanted.data();
+      const float weight = weights ? weights[r] : 1.0f;
+      float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; i++) {
-      const float x = widened(g[i]), other = widened(u[i]), given = widened(d[i]);
-      const float share = sigmoid(x), silu = x * share;
-      sum += given * silu * other;
-      put(to_up + i, given * weight * silu);
-      put(to_gate + i, given * weight * other * share * (1.0f + x * (1.0f - share)));
-    }
-    if (d_weights) d_weights[r] = sum;
-    if (active) {
-      T* to = active + r * width;
-#pragma omp simd
       for (int64_t i = 0; i < width; i++) {
-        const float x = widened(g[i]);
-        put(to + i, x * sigmoid(x) * widened(u[i]) * weight);
+        const float x = widened(g[i]), other = widened(u[i]), given = widened(d[i]);
+        const float share = sigmoid(x), silu = x * share;
+        sum += given * silu * other;
+        put(to_up + i, given * weight * silu);
+        put(to_gate + i, given * weight * other * share * (1.0f + x * (1.0f - share)));
+        put(to + i, silu * other * weight);
       }
+      if (d_weights) d_weights[r] = sum;
     }
   }
 }
