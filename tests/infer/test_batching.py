@@ -1,11 +1,12 @@
 """A running batch gives every request what it would get alone, and takes back all it lent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
-from time import monotonic, sleep
+from time import sleep
 
 import pytest
 import torch
+from jobs import Failing, Slow, engine_of, job, pool_of, prompts, tokens, wait_for
 
 import moesaic
 from moesaic.config.infer import GenerateConfig
@@ -14,64 +15,10 @@ from moesaic.config.serve import ServeConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import RequestError
 from moesaic.infer.batching import BatchEngine
-from moesaic.infer.blocks import BlockPool
-from moesaic.infer.decoder import Fed, Found, TorchDecoder
-from moesaic.infer.job import BusyError, Job, LateError, Stream
+from moesaic.infer.decoder import TorchDecoder, build_decoder
+from moesaic.infer.job import BusyError, Job, LateError
 from moesaic.model.build import build_model
 from moesaic.model.transformer import Transformer
-
-BLOCK = 4
-
-
-class Slow(TorchDecoder):
-    """Waits until it is let go, then takes its time; remembers what it was fed."""
-
-    gap_s = 0.0
-
-    def feed(self, fed: Sequence[Fed]) -> list[Found]:
-        self.sizes = [*getattr(self, "sizes", []), [len(one.ids) for one in fed]]
-        sleep(self.gap_s)
-        return super().feed(fed)
-
-
-class Failing(TorchDecoder):
-    """Cannot be fed one token."""
-
-    def feed(self, fed: Sequence[Fed]) -> list[Found]:
-        if any(13 in one.ids for one in fed):
-            raise ValueError("out of luck")
-        return super().feed(fed)
-
-
-def pool_of(model: Transformer, n_blocks: int = 64) -> BlockPool:
-    return BlockPool(model.config, n_blocks, block=BLOCK, dtype=torch.float32)
-
-
-def engine_of(
-    model: Transformer, tokenizer: Tokenizer | None = None, n_blocks: int = 64, **settings: object
-) -> BatchEngine:
-    decoder = TorchDecoder(model, pool_of(model, n_blocks))
-    return BatchEngine(decoder, tokenizer, ServeConfig.parse(settings))
-
-
-def job(ids: Sequence[int], priority: int = 0, **settings: object) -> Job:
-    return Job(tuple(ids), GenerateConfig.parse(settings), priority)
-
-
-def tokens(stream: Stream) -> list[int]:
-    return [piece.token for piece in stream]
-
-
-def prompts(n: int, seed: int = 0, longest: int = 30) -> list[list[int]]:
-    random = Random(seed)
-    return [[random.randrange(300) for _ in range(random.randint(1, longest))] for _ in range(n)]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = monotonic() + 20
-    while not condition():
-        assert monotonic() < end
-        sleep(0.002)
 
 
 @pytest.mark.parametrize("family", ["v1", "v2", "v3"])
@@ -96,6 +43,16 @@ def test_a_request_gets_what_generate_gives_it_alone(
     ]
     with engine_of(model, prefill_tokens=8, max_running=4, deterministic=deterministic) as engine:
         streams = [engine.submit(job(r, **s)) for r, s in zip(rows, settings, strict=True)]
+        assert [tuple(tokens(stream)) for stream in streams] == alone
+
+
+def test_the_decoder_that_suits_the_machine_serves_a_batch(model: Transformer):
+    rows = prompts(20, seed=3, longest=20)
+    settings = {"max_new_tokens": 6, "temperature": 0}
+    alone = [moesaic.generate(model, [row], **settings)[0].ids for row in rows]
+    decoder = build_decoder(model.requires_grad_(False), pool_of(model, 128))
+    with BatchEngine(decoder, None, ServeConfig(prefill_tokens=8)) as engine:
+        streams = [engine.submit(job(row, **settings)) for row in rows]
         assert [tuple(tokens(stream)) for stream in streams] == alone
 
 

@@ -1,0 +1,44 @@
+"""Who is let in, and what happens where there is no room or no time."""
+
+import httpx
+import openai
+import pytest
+from served import NAME, client_of, served
+
+from moesaic.data.tokenizer import Tokenizer
+from moesaic.model.transformer import Transformer
+
+
+def test_a_key_is_asked_for(model: Transformer, tokenizer: Tokenizer):
+    with served(model, tokenizer, api_keys=["first", "second"]) as guarded:
+        for key in ("first", "second"):
+            with client_of(guarded, key) as client:
+                client.completions.create(model=NAME, prompt="a", max_tokens=1)
+        with (
+            client_of(guarded, "third") as client,
+            pytest.raises(openai.AuthenticationError, match="the API key is missing or wrong"),
+        ):
+            client.completions.create(model=NAME, prompt="a", max_tokens=1)
+        assert httpx.get(f"{guarded.address}/metrics").status_code == 401
+        assert httpx.get(f"{guarded.address}/health").status_code == 200
+
+
+def test_a_full_queue_is_told_as_busy(model: Transformer, tokenizer: Tokenizer):
+    with (
+        served(model, tokenizer, max_running=1, max_queue=0) as small,
+        client_of(small) as client,
+    ):
+        stream = client.completions.create(model=NAME, prompt="To", max_tokens=500, stream=True)
+        next(iter(stream))
+        with pytest.raises(openai.InternalServerError) as busy:
+            client.completions.create(model=NAME, prompt="a")
+        assert busy.value.status_code == 503
+        assert busy.value.response.headers["retry-after"] == "1"
+        stream.close()
+
+
+def test_a_stream_that_fails_ends_with_its_error(model: Transformer, tokenizer: Tokenizer):
+    with served(model, tokenizer, timeout_s=0.2) as hasty, client_of(hasty) as client:
+        stream = client.completions.create(model=NAME, prompt="To", max_tokens=505, stream=True)
+        with pytest.raises(openai.APIError, match=r"was not finished within 0\.2 s"):
+            list(stream)
