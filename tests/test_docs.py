@@ -47,6 +47,7 @@ TINY = {
     "score": ["score_tokens=256"],
     "routing": ["tokens=256"],
     "eval": ["limit=2", "max_length=128", "max_new_tokens=4"],
+    "quantise": ["tokens=256"],
 }
 """Settings that make what is on the pages short: of fresh models, of run files, of commands."""
 CHANGED: dict[str, type[Settings]] = {

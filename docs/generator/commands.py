@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from inspect import getdoc
+from pathlib import Path
 
 from click import Argument, Command, Parameter
 
@@ -48,7 +49,7 @@ def _option(each: Parameter) -> str:
 
 def _told(each: Parameter) -> str:
     told = prose(getattr(each, "help", "") or "")
-    shown = each.default if isinstance(each.default, str | int | float) else None
-    if shown is None or isinstance(shown, bool) or str(shown) == "":
+    shown = each.default if isinstance(each.default, str | int | float | Path) else None
+    if shown is None or isinstance(shown, bool):
         return told + (" Required." if each.required and not isinstance(each, Argument) else "")
     return f"{told} Without it: `{shown}`."

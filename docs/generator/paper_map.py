@@ -14,6 +14,7 @@ import moesaic
 PACKAGE = Path(moesaic.__file__).parent
 PAPERS = {
     "1602.05629": "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    "1603.05766": "Permutation P-values Should Never Be Zero",
     "1711.05101": "Decoupled Weight Decay Regularization",
     "1803.05457": "Think you have Solved Question Answering? (ARC)",
     "1805.04833": "Hierarchical Neural Story Generation",
@@ -59,6 +60,8 @@ PAPERS = {
     "2412.19437": "DeepSeek-V3",
 }
 """Titles by arXiv number; a paper without one is called by its number."""
+_FIRST = ("2401.06066", "2405.04434", "2412.19437", "2407.01906", "2408.15664")
+"""What most of the package implements."""
 _SOURCE = re.compile(r"\bSource: (.+?)(?:\n\s*\n|\Z)", re.DOTALL)
 _NUMBER = re.compile(r"(?:[^;()]*?\()?(?:arXiv )?\b(\d{4}\.\d{5})\)?,?\s*")
 _PARTS = re.compile(r";\s*|,? and (?=[A-Z][\w .]*\(arXiv )")
@@ -80,7 +83,14 @@ class Entry:
 def entries() -> list[Entry]:
     """Every source that the package names, by paper, place and name."""
     found = [entry for path in sorted(PACKAGE.rglob("*.py")) for entry in entries_of(path)]
-    return sorted(found, key=lambda one: (one.paper is None, one.paper or "", one.place, one.name))
+    return sorted(found, key=lambda one: (_rank(one.paper), _order(one.place), one.name))
+
+
+def _rank(paper: str | None) -> tuple[int, str]:
+    """The papers of the models first, sources that are no papers last."""
+    if paper is None:
+        return len(_FIRST) + 1, ""
+    return (_FIRST.index(paper) if paper in _FIRST else len(_FIRST)), paper
 
 
 def entries_of(path: Path) -> Iterator[Entry]:
@@ -105,6 +115,12 @@ def documented(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
                     yield f"{name}.{target}", text
             case ast.ClassDef() | ast.FunctionDef():
                 yield from documented(after, f"{name}.{after.name}")
+
+
+def _order(place: str) -> list[tuple[int, str]]:
+    """Equation 9 before equation 12."""
+    words = re.findall(r"\d+|\D+", place)
+    return [(int(word) if word.isdigit() else -1, word) for word in words]
 
 
 def paper_map() -> str:

@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 import moesaic.config
 from docs.generator.text import cell, prose, table
 from moesaic.config.settings import Settings
+from moesaic.config.toml import write_toml
 
 _FIRST = (
     "train",
@@ -70,7 +71,7 @@ def settings() -> str:
         "A run file is TOML with the names of `TrainConfig`; a field that is itself a group of "
         "settings is a table. `--set a.b=value` replaces one on the command line, with the value "
         "written as in TOML. An unknown name, a wrong type and a contradiction are errors that "
-        "say what to do.",
+        "say what to do. None stands for a setting that is left out.",
     ]
     for group in groups():
         lines += ["", f"## {group.__name__}", "", prose(_own_doc(group)), ""]
@@ -94,13 +95,14 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "an error"
     value = field.default
-    if value is None or value is PydanticUndefined or isinstance(value, Settings):
-        return "–"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, tuple):
-        return f"`[{', '.join(map(repr, value))}]`" if value else "`[]`"
-    return f"`{value!r}`"
+    if isinstance(value, Settings):
+        value = value.model_dump(mode="json", exclude_defaults=True) or None
+    return "–" if value is None or value is PydanticUndefined else f"`{written(value)}`"
+
+
+def written(value: Any) -> str:
+    """A value as TOML."""
+    return write_toml({"value": [value]}).removeprefix("value = [").strip().removesuffix("]")
 
 
 def _kind(annotation: Any, limits: Any = ()) -> str:
@@ -109,7 +111,7 @@ def _kind(annotation: Any, limits: Any = ()) -> str:
     if origin is Annotated:
         return _kind(parts[0], parts[1:])
     if origin is Literal:
-        return ", ".join(f"`{part!r}`" for part in parts)
+        return ", ".join(f"`{written(part)}`" for part in parts)
     if origin in (Union, UnionType):
         kinds = [_kind(part, limits) for part in parts if part is not NoneType]
         return " or ".join(dict.fromkeys(kinds))

@@ -3,16 +3,16 @@
 import re
 from collections.abc import Iterable, Sequence
 
-_CODE = re.compile(r"``(.+?)``|`(.+?)`", re.DOTALL)
+_CODE = re.compile(r"``(.+?)``|`(.+?)`|(?<![\w-])(--[a-z][a-z-]*)", re.DOTALL)
 _MARKUP = re.compile(r"([\\*_\[\]<>|$#])")
 
 
 def prose(text: str) -> str:
-    """A docstring's paragraphs: what is in backticks is code, all else is plain."""
+    """A docstring's paragraphs: options and what is in backticks are code, all else is plain."""
     pieces: list[str] = []
     end = 0
     for match in _CODE.finditer(text):
-        pieces += [_plain(text[end : match.start()]), f"`{match[1] or match[2]}`"]
+        pieces += [_plain(text[end : match.start()]), f"`{match[1] or match[2] or match[3]}`"]
         end = match.end()
     return "".join([*pieces, _plain(text[end:])])
 
