@@ -21,6 +21,7 @@ from moesaic.model.linear import Linear
 from moesaic.model.mla import LatentAttention
 from moesaic.model.moe import MoE
 from moesaic.model.mtp import PredictionModule
+from moesaic.model.norm import RMSNorm
 from moesaic.model.rope import softmax_scale
 from moesaic.model.router import Router
 from moesaic.model.transformer import Transformer
@@ -117,8 +118,9 @@ class NativeDecoder:
         assert isinstance(module, PredictionModule)
         embedded_TD = self.model.model.embed_tokens.weight.detach()[list(ids)]
         x_TD = module.join(previous_TD.to(embedded_TD.dtype), embedded_TD).float()
-        norm = module.shared_head["norm"].weight
-        return self.run(x_TD, owners, range(depth, depth + 1), norm, wanted)[0]
+        norm = module.shared_head["norm"]
+        assert isinstance(norm, RMSNorm)
+        return self.run(x_TD, owners, range(depth, depth + 1), norm.weight, wanted)[0]
 
     def run(
         self,

@@ -16,10 +16,12 @@ from moesaic.errors import RequestError
 from moesaic.infer import speculative
 from moesaic.infer.blocks import BlockPool, Held
 from moesaic.infer.decoder import CpuDecoder, Decoder, Fed, Known, TorchDecoder
+from moesaic.infer.draft import Draft, verify
 from moesaic.infer.generate import draw_tokens, pool_for
 from moesaic.infer.sample import distribution
-from moesaic.infer.speculative import Draft, Pace, Speculation, verify
+from moesaic.infer.speculative import Pace, Speculation
 from moesaic.kernels.native.build import library
+from moesaic.model.mtp import PredictionModule
 from moesaic.model.transformer import Transformer
 
 FORMS: dict[str, Callable[..., Decoder]] = {"torch": TorchDecoder, "cpu": CpuDecoder}
@@ -216,9 +218,10 @@ def echo(config: ModelConfig) -> Transformer:
         if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
             weight.zero_()
     model.head_weight.copy_(model.model.embed_tokens.weight)
-    joined = model.model.layers[config.num_hidden_layers].eh_proj.weight
-    joined.zero_()
-    joined[:, : config.hidden_size] = torch.eye(config.hidden_size)
+    module = model.model.layers[config.num_hidden_layers]
+    assert isinstance(module, PredictionModule)
+    module.eh_proj.weight.zero_()
+    module.eh_proj.weight[:, : config.hidden_size] = torch.eye(config.hidden_size)
     return model
 
 
