@@ -85,7 +85,10 @@ def quantise(
         print(json.dumps(told))
         return
     print(f"{result.report.text()}\ndigest {digest}")
-    print(f"{told['bytes'] / told['original_bytes']:.1%} of the original's bytes")
+    print(
+        f"{told['quantised']} of {told['linear']} linear layers quantised | "
+        f"{told['bytes'] / told['original_bytes']:.1%} of the original's bytes"
+    )
     if compared is not None:
         _print(*compared)
 
@@ -147,12 +150,19 @@ def _as_json(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from moesaic.planner.inventory import tensors
+
+    linear = [spec.name for spec in tensors(result.config) if spec.may_be_quantised]
     found: dict[str, Any] = {
         "kind": "quantisation",
         "folder": str(result.folder),
         "digest": digest,
         "bits": form,
         "group": None if form == "fp8" else config.group,
+        "linear": len(linear),
+        "quantised": sum(not result.locate(name).dtype.is_floating_point for name in linear)
+        if form != "fp8"
+        else len(linear),
         "bytes": result.report.n_bytes,
         "original": str(source.folder),
         "original_bytes": source.report.n_bytes,

@@ -76,8 +76,9 @@ def listen(model: Transformer, batches: Iterable[Batch], on_batch: OnPart) -> To
     labels: list[Tensor] = []
     device = model.head_weight.device
     for batch in batches:
-        fed = (batch.ids_BS, batch.positions_BS, batch.documents_BS)
-        hidden_BSD = model.hidden_states(*(part.to(device) for part in fed)).cpu()
+        ids_BS, positions_BS = batch.ids_BS.to(device), batch.positions_BS.to(device)
+        documents_BS = batch.documents_BS.to(device)
+        hidden_BSD = model.hidden_states(ids_BS, positions_BS, documents_BS).cpu()
         for row, wanted in zip(hidden_BSD, batch.labels_BS.cpu(), strict=True):
             is_learned = wanted >= 0
             hidden.append(row[is_learned].float())

@@ -48,6 +48,7 @@ def test_the_new_folder_is_read_by_other_commands(run: Run):
     status, printed, _ = run("quantise", "model", "--out", "small", "--bits", "8")
     assert status == 0
     assert "sound" in printed
+    assert "linear layers quantised | " in printed
     assert "of the original's bytes" in printed
     assert run("check", "small")[0] == 0
     status, printed, _ = run("generate", "small", "one two", "--max-new-tokens", "3")
@@ -70,6 +71,7 @@ def test_the_comparison_is_printed_and_kept(run: Run):
     four = json.loads(Path("four/accuracy.json").read_text())
     assert eight["kind"] == "quantisation"
     assert eight["digest"]
+    assert 0 < eight["quantised"] < eight["linear"]  # kv_b_proj stays
     assert 0 < eight["agreement"]["divergence"]["value"] < four["agreement"]["divergence"]["value"]
     assert eight["layers"][0]["error"] < four["layers"][0]["error"]
     assert eight["agreement"]["tokens"] >= 200
