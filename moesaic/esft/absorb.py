@@ -17,7 +17,7 @@ from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.names import SCALE
 from moesaic.config.lora import LoraConfig
 from moesaic.config.merge import Conditions
-from moesaic.config.model import ModelConfig
+from moesaic.config.model import Fp8Blocks, ModelConfig
 from moesaic.errors import CheckpointError, ShardError
 from moesaic.esft.adapter import Adapter, read_adapter
 from moesaic.esft.cards import made_of_adapter
@@ -163,7 +163,7 @@ class _Absorber:
     def __init__(self, reader: Reader, adapter: Adapter) -> None:
         self._reader, self._adapter = reader, adapter
         blocks = reader.config.quantization_config
-        self._block = blocks.weight_block_size if blocks else BLOCK
+        self._block = blocks.weight_block_size if isinstance(blocks, Fp8Blocks) else BLOCK
         self.changed: dict[str, StoredTensor] = {}
         """What is not the base's any more, where the base has it."""
 
