@@ -147,13 +147,14 @@ class Terminal:
 def terminal(folder: Path, **changes: object) -> Iterator[tuple[Terminal, subprocess.Popen[bytes]]]:
     """A conversation in a terminal of its own."""
     ours, theirs = pty.openpty()
-    settings = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     process = subprocess.Popen(
         command(folder, **changes),
         start_new_session=True,
         env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"},
         preexec_fn=own_terminal,
-        **settings,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     try:
