@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from random import Random
 from time import sleep
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_a_request_gets_what_generate_gives_it_alone(
 
 def test_the_decoder_that_suits_the_machine_serves_a_batch(model: Transformer):
     rows = prompts(20, seed=3, longest=20)
-    settings = {"max_new_tokens": 6, "temperature": 0}
+    settings: dict[str, Any] = {"max_new_tokens": 6, "temperature": 0}
     alone = [moesaic.generate(model, [row], **settings)[0].ids for row in rows]
     decoder = build_decoder(model.requires_grad_(False), pool_of(model, 128))
     with BatchEngine(decoder, None, ServeConfig(prefill_tokens=8)) as engine:
