@@ -191,7 +191,7 @@ def read_loads(path: Path) -> dict[int, list[float]]:
 
     Args:
         path: a ``routing.json`` with loads over all its domains, or a JSON list with a list of
-            loads for every layer, all of them with experts.
+            loads for every layer, empty for one without experts.
 
     Raises:
         DataError: if it is neither.
@@ -203,7 +203,8 @@ def read_loads(path: Path) -> dict[int, list[float]]:
             pairs = zip(found["layers"], found["all_loads"]["choices"], strict=True)
             loads = {layer: values for layer, values in pairs if layer not in ahead}
         else:
-            loads = dict(enumerate(found if isinstance(found, list) else ()))
+            listed = enumerate(found if isinstance(found, list) else ())
+            loads = {layer: values for layer, values in listed if values}
         return _checked(loads)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

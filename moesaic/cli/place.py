@@ -26,7 +26,8 @@ def place(
     """Say which device holds which experts when the busiest experts have copies.
 
     LOADS is what `moesaic routing DIR --data NAME=DATA --out RESULT` wrote as
-    RESULT/routing.json, or a JSON list with a list of loads for every layer.
+    RESULT/routing.json, or a JSON list with a list of loads for every layer of
+    the model, empty for one without experts.
 
     Balancedness is the mean load of the devices over that of the busiest: 1 is even. It is of the
     loads given; other text loads experts otherwise.

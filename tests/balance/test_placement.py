@@ -114,9 +114,9 @@ def test_loads_are_read_from_routing_and_from_lists(tmp_path: Path):
     choices = {"choices": [[0.25, 0.75], [0.5, 0.5], [1, 0]]}
     found = {"kind": "routing", "layers": [1, 2, 3], "prediction_layers": [3], "all_loads": choices}
     routing.write_text(json.dumps(found))
-    plain.write_text("[[1, 3], [2, 2]]")
+    plain.write_text("[[], [1, 3], [2, 2]]")
     assert read_loads(routing) == {1: [0.25, 0.75], 2: [0.5, 0.5]}
-    assert read_loads(plain) == {0: [1, 3], 1: [2, 2]}
+    assert read_loads(plain) == {1: [1, 3], 2: [2, 2]}
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "[[1], [1, 2]]", "[[-1, 2]]", "[[]]", "[1]", "x"])

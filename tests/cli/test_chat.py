@@ -67,7 +67,8 @@ def piped(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sent)))
         with pytest.raises(SystemExit) as stop:
             main()
-        return int(stop.value.code or 0), *capsys.readouterr()
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
 
     return run
 
