@@ -8,6 +8,8 @@ from pydantic import Field, PositiveInt, model_validator
 from moesaic.config.settings import Settings
 
 _INERT: dict[str, tuple[Any, ...]] = {
+    "targets": (),
+    "format": ("pack-quantized",),
     "global_compression_ratio": (),
     "version": (),
     "observer": (),
@@ -40,7 +42,7 @@ class PackedModules(Settings):
     targets: Annotated[tuple[str, ...], Field(strict=False)] = ("Linear",)
     """Kinds of modules, for others: here a weight is packed where its codes are stored."""
     weights: PackedIntegers
-    format: Literal["pack-quantized"] | None = None
+    """The form of their weights."""
 
 
 class PackedGroups(Settings):
@@ -50,6 +52,7 @@ class PackedGroups(Settings):
     format: Literal["pack-quantized"] = "pack-quantized"
     quantization_status: Literal["compressed"] = "compressed"
     config_groups: dict[str, PackedModules]
+    """Modules by how they are stored, under names that mean nothing."""
     ignore: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Modules that are not stored so, as names or as ``re:`` and a pattern."""
 

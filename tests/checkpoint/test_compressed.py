@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -213,3 +213,12 @@ def test_values_that_are_not_finite_are_refused_by_name(fresh: Fresh) -> None:
     with pytest.raises(CheckpointError, match=f"{DOWN} holds values that are not finite"):
         quantised(base, "4")
     assert not (base.parent / "quantised").exists()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_read_is_quantised_again_without_a_change(
+    bits: Literal[4, 8], generator: torch.Generator
+) -> None:
+    """A decoder that holds integers computes with exactly the stored ones."""
+    read = dequantise_groups(quantise_groups(torch.randn(64, 256, generator=generator), bits, 64))
+    assert torch.equal(dequantise_groups(quantise_groups(read, bits, 64)), read)
