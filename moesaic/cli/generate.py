@@ -81,4 +81,5 @@ def _print_json(
     from moesaic.infer.generate import generate
 
     [continuation] = generate(model, prompt, tokenizer, **settings)
-    print(json.dumps({"prompt": prompt, **asdict(continuation)}, ensure_ascii=False))
+    told = {name: value for name, value in asdict(continuation).items() if value is not None}
+    print(json.dumps({"prompt": prompt, **told}, ensure_ascii=False))
