@@ -45,5 +45,12 @@ class CardConfig(Settings):
 
     def front_matter(self) -> dict[str, str | list[str]]:
         """What is given, under the keys that hubs read."""
-        given = self.model_dump(mode="json", exclude={"title"}, exclude_defaults=True)
+        given: dict[str, str | list[str] | None] = {
+            "license": self.license,
+            "license_name": self.license_name,
+            "license_link": self.license_link,
+            "base_model": self.base_model,
+            "datasets": list(self.datasets),
+            "language": list(self.language),
+        }
         return {key: value for key, value in given.items() if value}
