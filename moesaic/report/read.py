@@ -53,7 +53,7 @@ from moesaic.runlog import RunRecord, read_run
 
 _DEPTH = 5
 """Folders below a given one that are looked into."""
-_LEFT_ALONE = frozenset({"checkpoints", "tokenizer", "tensorboard", "samples"})
+_LEFT_ALONE = frozenset({"checkpoints", "tokenizer", "tensorboard", "wandb", "samples"})
 _MOST_BYTES = 256 * 10**6
 """A result that is longer is none of ours."""
 _MOST_SAMPLES = 4000
