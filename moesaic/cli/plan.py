@@ -35,8 +35,9 @@ def plan(
     Presets: tiny, small and mid, each also with -v1, -v2 or -v3; deepseek-moe-2b, also with -dense,
     -hash, -switch or -gshard; deepseek-moe-16b; deepseek-v2-lite; deepseek-v2; deepseek-v3.
 
-    Assumptions that --set changes: precision, states, gradients, offload, batch, passes, sequence,
-    recompute, sequences, context, mfu, tokens_per_second, tokens, round_s.
+    Assumptions that --set changes: precision, states, gradients, offload, hold_linears,
+    park_embedding, lora.rank, lora.targets, batch, passes, sequence, recompute, sequences, context,
+    mfu, tokens_per_second, tokens, round_s.
     """
     from moesaic.config.load import parse_changes
     from moesaic.config.presets import find_model

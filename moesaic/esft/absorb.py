@@ -18,10 +18,10 @@ from moesaic.checkpoint.names import SCALE
 from moesaic.config.lora import LoraConfig
 from moesaic.config.merge import Conditions
 from moesaic.config.model import Fp8Blocks, ModelConfig
-from moesaic.errors import CheckpointError, ShardError
+from moesaic.errors import CheckpointError
 from moesaic.esft.adapter import Adapter, read_adapter
 from moesaic.esft.cards import made_of_adapter
-from moesaic.esft.manifest import MANIFEST, read_keys
+from moesaic.esft.manifest import check_origin, read_keys
 from moesaic.esft.peft import CONFIG, TENSORS, factor_names, peft_config
 from moesaic.esft.retention import Gate, Retained
 from moesaic.esft.rewrite import OnTensor, rewrite
@@ -86,7 +86,8 @@ def merge_adapter(
     refuse_filled(out)
     trusted, reader = read_keys(conditions.trusted), Reader(base)
     found, base_digest = read_adapter(adapter, reader.config, trusted), digest(base)
-    _check_base(found, reader, base_digest)
+    if found.manifest is not None:
+        check_origin(found.folder, found.manifest, reader, base_digest)
     absorber = _Absorber(reader, found)
     gate = None if conditions.retain is None else Gate(conditions.retain, reader.folder)
     with new_folder(out) as partial:
@@ -100,14 +101,6 @@ def merge_adapter(
         card = made_of_adapter(reader, base_digest, found.manifest, conditions)
         write_card(partial, card, conditions.card, out.resolve().name, digest=made)
     return absorption
-
-
-def _check_base(adapter: Adapter, reader: Reader, base_digest: str) -> None:
-    if adapter.manifest is not None and adapter.manifest.work.base != base_digest:
-        raise ShardError(
-            f"{adapter.folder / MANIFEST}: trained from base {adapter.manifest.work.base[:12]}, "
-            f"{reader.folder} is {base_digest[:12]}; fetch the base that it was trained from"
-        )
 
 
 def stack_adapter(adapter: Path | str, model: ModelConfig, out: Path | str) -> None:

@@ -4,7 +4,6 @@ Beside PEFT's two files lies ``manifest.json``, which says from what and on what
 Adapters from elsewhere have none, and nobody vouches for them.
 """
 
-import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,7 +21,15 @@ from moesaic.checkpoint.header import StoredTensor, read_header
 from moesaic.config.lora import LoraConfig
 from moesaic.config.model import ModelConfig
 from moesaic.errors import CheckpointError, ShardError
-from moesaic.esft.manifest import MANIFEST, Manifest, Sign, Work, check_signature, digest_of
+from moesaic.esft.manifest import (
+    MANIFEST,
+    Manifest,
+    Sign,
+    Work,
+    check_signature,
+    digest_of,
+    read_named,
+)
 from moesaic.esft.peft import (
     CONFIG,
     TENSORS,
@@ -65,7 +72,8 @@ class Adapter:
         """Both factors for a weight, as they are stored, on the CPU.
 
         Raises:
-            CheckpointError: if the bytes are not those the manifest names, or not finite.
+            ShardError: if the bytes are not those the manifest names, or not finite.
+            CheckpointError: if there is no manifest and they are not finite.
         """
         return LowRank(*(self._read(stored) for stored in self.factors[name]))
 
@@ -75,14 +83,9 @@ class Adapter:
         return (b.double() @ a.double()) * self.scaling.scale
 
     def _read(self, stored: StoredTensor) -> Tensor:
-        tensor = read_tensor(stored)
         if self.manifest is not None:
-            found = hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()
-            if found != self.manifest.tensors.get(stored.name):
-                raise CheckpointError(
-                    f"{stored.path}: {stored.name} does not have the sha256 that {MANIFEST} names; "
-                    "it was changed after training: fetch the adapter again"
-                )
+            return read_named(self.manifest, stored)
+        tensor = read_tensor(stored)
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{stored.path}: {stored.name} holds values that are not finite; train it again"

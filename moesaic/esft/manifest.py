@@ -10,10 +10,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, JsonValue, NonNegativeInt
+from torch import Tensor
 
+from moesaic.checkpoint.files import read_tensor
 from moesaic.checkpoint.folder import inside
-from moesaic.checkpoint.header import MAX_HEADER_BYTES, parse_json
+from moesaic.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_json
+from moesaic.checkpoint.load import Reader
 from moesaic.config.esft import Hold, HoldLinears, Variant
 from moesaic.config.settings import Settings
 from moesaic.data.batch import NOTHING_FED
@@ -125,6 +129,31 @@ class Manifest(Settings):
             ) from None
 
 
+def read_named(manifest: Manifest, stored: StoredTensor) -> Tensor:
+    """A tensor as it is stored, on the CPU, if its bytes are those that a manifest names.
+
+    Raises:
+        ShardError: if they are others, or a value is not finite.
+    """
+    where = f"{stored.path}: tensor {stored.name}"
+    try:
+        tensor = read_tensor(stored)
+    except CheckpointError as error:
+        raise ShardError(str(error)) from None
+    found = hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()
+    if found != manifest.tensors.get(stored.name):
+        raise ShardError(
+            f"{where} does not have the sha256 that the manifest names; it was changed after "
+            f"training: fetch the {manifest.kind} again"
+        )
+    if not tensor.isfinite().all():
+        raise ShardError(
+            f"{where} holds values that are not finite; leave this {manifest.kind} out, or train "
+            "it again"
+        )
+    return tensor
+
+
 def digest_of(settings: Settings) -> str:
     """Sha256 of settings: of what differs from the defaults, in one order and spacing."""
     values = settings.model_dump(mode="json", exclude_defaults=True)
@@ -176,6 +205,24 @@ def check_signature(folder: Path, manifest: Manifest, trusted: Collection[str]) 
             f"{path} is not what the key {signature.key[:12]} signed; it was changed after "
             f"training: fetch the {kind} again"
         )
+
+
+def check_origin(folder: Path, manifest: Manifest, base: Reader, base_digest: str) -> None:
+    """Hold what a manifest says it was trained from against a checkpoint.
+
+    Raises:
+        ShardError: if it is another.
+    """
+    for what, got, want in (
+        ("base", manifest.work.base, base_digest),
+        ("a model with the settings", manifest.model, digest_of(base.config)),
+    ):
+        if got != want:
+            raise ShardError(
+                f"{folder / MANIFEST}: trained from {what} {got[:12]}, {base.folder} is "
+                f"{want[:12]}; fetch the base that the {manifest.kind} was trained from, or train "
+                "it again from this one"
+            )
 
 
 def _canonical(values: Any) -> bytes:

@@ -85,7 +85,7 @@ def activations(
         earlier: whether gradients are there from a pass before, so that these are added to them.
     """
     config, whole = plan.config, plan.train_experts is None
-    layers = range(0 if whole else config.moe_layers[0], config.num_hidden_layers)
+    layers = range(plan.lowest, config.num_hidden_layers)
     stages = [_stage(plan, layer, tokens, precision, earlier) for layer in layers]
     if whole:
         module = _prediction(plan, tokens, precision, earlier)
@@ -96,8 +96,8 @@ def activations(
 
 def _stage(plan: Plan, layer: int, tokens: int, precision: Precision, earlier: bool) -> Stage:
     """One layer of the decoder."""
-    config, whole, compute = plan.config, plan.train_experts is None, precision.compute
-    below = whole or layer > config.moe_layers[0]
+    config, compute = plan.config, precision.compute
+    below = not plan.is_slice or layer > plan.lowest or plan.are_adapted("attention")
     stays = working = 0
     if config.has_experts(layer):
         stays = _routing(config) + _rows(config)
@@ -105,7 +105,7 @@ def _stage(plan: Plan, layer: int, tokens: int, precision: Precision, earlier: b
     else:
         working = feed_forward_working(config, tokens, compute)
     return Stage(
-        kept=tokens * _layer(config, layer, compute, whole, below),
+        kept=tokens * _layer(plan, layer, compute, below),
         cast=_casts(plan, layer, precision) if below else 0,
         stays=tokens * stays,
         working=working,
@@ -113,31 +113,31 @@ def _stage(plan: Plan, layer: int, tokens: int, precision: Precision, earlier: b
     )
 
 
-def _layer(config: ModelConfig, layer: int, compute: int, whole: bool, below: bool) -> int:
-    """Bytes per token that one layer keeps.
+def _layer(plan: Plan, layer: int, compute: int, below: bool) -> int:
+    """Bytes per token that one layer keeps. Inputs of linear layers are kept too where these or
+    their adapters are trained.
 
     Args:
-        config: the model.
+        plan: the model, or the slice of it.
         layer: which.
         compute: bytes of an activation.
-        whole: whether all weights are trained: then the inputs of the linear layers are kept too.
-        below: whether anything below this layer is trained: else only its experts keep anything.
+        below: whether anything below its experts is trained: else only they keep anything.
     """
+    config, whole = plan.config, not plan.is_slice
     width = config.hidden_size
     normed = width * compute
+    attention = _attention(config, compute, whole or plan.are_adapted("attention"))
+    narrow = compute * plan.narrow_in(layer)
     if not config.has_experts(layer):
-        dense = _feed_forward(config.intermediate_size, compute, whole)
-        return _attention(config, compute, whole) + _norm(width, compute) + normed * whole + dense
+        fed = whole or plan.are_adapted("dense")
+        dense = _feed_forward(config.intermediate_size, compute, fed)
+        return attention + _norm(width, compute) + normed * fed + dense + narrow
     experts = normed + _routing(config) + _experts(config, compute)
     if not below:
         return experts
-    return (
-        _attention(config, compute, whole)
-        + _norm(width, compute)
-        + _router(config, compute, whole)
-        + experts
-        + _feed_forward(shared_width(config), compute, whole)
-    )
+    shared = _feed_forward(shared_width(config), compute, whole or plan.are_adapted("shared"))
+    router = _router(config, compute, whole)
+    return attention + _norm(width, compute) + router + experts + shared + narrow
 
 
 def _norm(width: int, compute: int) -> int:
@@ -199,7 +199,7 @@ def _prediction(plan: Plan, tokens: int, precision: Precision, earlier: bool) ->
     of hidden states and head."""
     config, compute = plan.config, precision.compute
     width, layer = config.hidden_size, config.num_hidden_layers
-    kept = _layer(config, layer, compute, whole=True, below=True)
+    kept = _layer(plan, layer, compute, below=True)
     kept += 3 * _norm(width, compute) + 3 * width * compute
     joined = 2 * width**2
     head = 0 if config.tie_word_embeddings else precision.gradients * config.vocab_size * width

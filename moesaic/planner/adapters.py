@@ -1,6 +1,8 @@
 """Which weights of a model have low-rank adapters, and how many parameters those are."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from moesaic.config.lora import LoraConfig, Target
 from moesaic.config.model import ModelConfig
@@ -14,6 +16,58 @@ ADAPTED_ROLES: dict[Role, Target] = {
     "dense": "dense",
 }
 """Which weights can have adapters, and what takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """The adapters of a slice: what it trains where it trains no weights."""
+
+    lora: LoraConfig
+    by_layer: Mapping[int, int]
+    """Layer → parameters."""
+    linears: Mapping[int, int]
+    """Layer → linear layers with adapters, those of routed experts left out."""
+    roles: frozenset[Role]
+    """Parts of the model that have some."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, lora: LoraConfig | None, experts: int) -> "Adapters":
+        """Adapters of some experts of every layer, and of the other targets.
+
+        Args:
+            config: the model.
+            lora: what is adapted; None takes the defaults, as far as the model has such parts.
+            experts: how many in each layer.
+
+        Raises:
+            ConfigError: see `adapted_tensors`.
+        """
+        lora = lora or _usual(config)
+        chosen = dict.fromkeys(config.moe_layers, range(experts))
+        adapted = [
+            spec
+            for spec in adapted_tensors(config, lora, chosen)
+            if spec.layer is not None and spec.layer < config.num_hidden_layers
+        ]
+        by_layer: Counter[int] = Counter()
+        linears: Counter[int] = Counter()
+        for spec in adapted:
+            by_layer[spec.layer or 0] += adapter_size([spec], lora.rank)
+            linears[spec.layer or 0] += spec.expert is None
+        return cls(lora, by_layer, linears, frozenset(spec.role for spec in adapted))
+
+    @property
+    def size(self) -> int:
+        """Parameters of all."""
+        return sum(self.by_layer.values())
+
+    def are_on(self, role: Role) -> bool:
+        """Whether a part of the model has some."""
+        return role in self.roles
+
+    def narrow_in(self, layer: int) -> int:
+        """Values of one token between both factors, of all linear layers in a layer."""
+        return self.lora.rank * self.linears.get(layer, 0)
 
 
 def adapted_tensors(
@@ -53,6 +107,14 @@ def adapter_size(adapted: Iterable[TensorSpec], rank: int) -> int:
     Source: LoRA (arXiv 2106.09685) section 4.2.
     """
     return sum(rank * (rows + columns) for rows, columns in (spec.shape for spec in adapted))
+
+
+def _usual(config: ModelConfig) -> LoraConfig:
+    """The default targets that a model has."""
+    roles = {spec.role for spec in tensors(config)}
+    there = {target for role, target in ADAPTED_ROLES.items() if role in roles}
+    usual = LoraConfig()
+    return usual.changed(targets=tuple(target for target in usual.targets if target in there))
 
 
 def _is_selected(spec: TensorSpec, experts: Mapping[int, Sequence[int]]) -> bool:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from moesaic.config.esft import HoldLinears
+from moesaic.config.lora import LoraConfig
 from moesaic.config.model import ModelConfig
 from moesaic.config.settings import Settings
 from moesaic.errors import ConfigError
@@ -25,6 +27,13 @@ class Assumptions(Settings):
     """``float32`` adds gradients up in float32; ``weights`` takes what `precision` says."""
     offload: bool = False
     """Whether the moments lie in the memory of the CPU."""
+    hold_linears: HoldLinears = "weights"
+    """How a slice holds linear layers that are not trained, as in a run file."""
+    park_embedding: bool = False
+    """Whether a slice keeps its embedding in the memory of the CPU."""
+    lora: LoraConfig | None = None
+    """Adapters of the variants with LoRA; None takes the defaults of a run file, as far as the
+    model has such parts."""
     batch: PositiveInt = 1
     """Sequences in one training pass."""
     passes: PositiveInt = 1

@@ -48,8 +48,9 @@ def train_flops(plan: Plan, context: float) -> Flops:
 
     Training the whole model, every product of the forward pass has two in the backward pass, and
     the prediction modules are trained along. Training a slice, frozen weights need no gradient:
-    they only pass it on, and those below the first trained experts not even that. Tokens are taken
-    to choose evenly among the resident experts.
+    they only pass it on, and those below the first trained ones not even that. Tokens are taken to
+    choose evenly among the resident experts. The products of adapters, about one in a hundred, are
+    left out.
 
     Source: Kaplan et al. 2020 (arXiv 2001.08361) section 2.1 for the factor of two.
     """
@@ -57,11 +58,14 @@ def train_flops(plan: Plan, context: float) -> Flops:
     if plan.train_experts is None:
         forward += _prediction_flops(plan, context)
         return Flops(forward, 2 * forward)
-    config, first = plan.config, plan.config.moe_layers[0]
-    later = range(first + 1, config.num_hidden_layers)
+    config = plan.config
+    later = range(plan.lowest + 1, config.num_hidden_layers)
     passed_on = config.vocab_size * config.hidden_size
     passed_on += sum(layer_weights(plan, layer) for layer in later)
-    passed_on += _chosen_weights(plan) // 3  # through the first layer's down projections only
+    if plan.are_adapted("attention"):
+        passed_on += layer_weights(plan, plan.lowest)
+    else:  # through the first layer's down projections only
+        passed_on += _chosen_weights(plan) // 3
     trained = _chosen_weights(plan) * len(config.moe_layers) * _trained_share(plan)
     attention = 2 * len(later) * attention_flops(config, context)
     return Flops(forward, 2 * passed_on + 2 * trained + attention)
@@ -108,8 +112,7 @@ def _expert_weights(config: ModelConfig) -> int:
 
 def _trained_share(plan: Plan) -> float:
     """Share of a token's experts that are trained."""
-    trained = plan.train_experts or 0
-    return trained / (trained + plan.frozen_experts)
+    return plan.stacked / (plan.stacked + plan.beside)
 
 
 def _prediction_flops(plan: Plan, context: float) -> float:

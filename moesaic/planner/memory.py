@@ -5,7 +5,7 @@ from typing import Literal
 
 from moesaic.config.model import ModelConfig
 from moesaic.planner.activations import Activations, activations
-from moesaic.planner.holding import frozen_bytes, room_bytes
+from moesaic.planner.holding import frozen_bytes, rest_bytes, room_bytes
 from moesaic.planner.params import Plan
 from moesaic.planner.precision import PRECISIONS, Precision
 from moesaic.planner.timeline import Peak, peak
@@ -86,14 +86,12 @@ def train_memory(
     whole = plan.train_experts is None
     extra = plan.mtp - plan.mtp_copies if whole else 0
     trained = plan.trained + extra
-    rest = 0 if whole else plan.backbone + plan.shared
     earlier = passes > 1
     parts = activations(plan, batch * sequence, precision, recompute, earlier)
     gradients = precision.gradients * trained
     return TrainMemory(
         weights=precision.weights * trained
-        + precision.frozen * rest
-        + frozen_bytes(plan, precision),
+        + (0 if whole else rest_bytes(plan, precision) + frozen_bytes(plan, precision)),
         room=room_bytes(plan, precision),
         gradients=gradients,
         optimizer=0 if offload else round(2 * precision.states * trained),

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from math import comb
 from pathlib import Path
 
-from moesaic.config.esft import Hold
+from moesaic.config.esft import Hold, HoldLinears
 from moesaic.config.model import ModelConfig
 from moesaic.config.presets import find_model
 from moesaic.errors import ConfigError
+from moesaic.planner.adapters import Adapters
 from moesaic.planner.inventory import Role, tensors
 
 
@@ -34,6 +35,12 @@ class Plan:
     """The part of `mtp` that repeats the model's embedding and head."""
     hold: Hold = "weights"
     """How the frozen experts are held; with ``cpu`` and ``disk`` not on the device."""
+    hold_linears: HoldLinears = "weights"
+    """How a slice holds its frozen linear layers."""
+    park_embedding: bool = False
+    """Whether a slice keeps its embedding off the device."""
+    adapters: Adapters | None = None
+    """What a slice trains instead of its `train_experts`, which are frozen then."""
 
     @property
     def total(self) -> int:
@@ -77,11 +84,32 @@ class Plan:
         """Parameters that get a gradient."""
         if self.train_experts is None:
             return self.total
-        return self.train_experts * self.per_expert_slot
+        return self.stacked * self.per_expert_slot if self.adapters is None else self.adapters.size
+
+    @property
+    def stacked(self) -> int:
+        """Routed experts of a layer whose weights are trained."""
+        if self.train_experts is None:
+            return self.config.experts
+        return self.train_experts if self.adapters is None else 0
+
+    @property
+    def beside(self) -> int:
+        """Routed experts of a layer that are there frozen, wherever they are."""
+        if self.train_experts is None:
+            return 0
+        return self.frozen_experts + self.train_experts - self.stacked
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether a part of the model is trained and not the whole."""
+        return self.train_experts is not None
 
     def trained_in(self, layer: int) -> int:
         """Parameters of one layer that get a gradient, norms left out."""
         depth, moe = self.config.num_hidden_layers, len(self.config.moe_layers)
+        if self.adapters is not None:
+            return self.adapters.by_layer.get(layer, 0)
         if self.train_experts is not None:
             return self.trained // moe if self.config.has_experts(layer) else 0
         attention = self.roles["attention"] // depth
@@ -91,9 +119,24 @@ class Plan:
         return attention + parts // moe
 
     @property
+    def lowest(self) -> int:
+        """The first layer with anything that is trained: no gradient goes further down."""
+        if self.adapters is not None:
+            return min(self.adapters.by_layer)
+        return self.config.moe_layers[0] if self.is_slice else 0
+
+    def are_adapted(self, role: Role) -> bool:
+        """Whether a part of the model has adapters."""
+        return self.adapters is not None and self.adapters.are_on(role)
+
+    def narrow_in(self, layer: int) -> int:
+        """Values of one token between the factors of adapters of a layer's linear layers."""
+        return 0 if self.adapters is None else self.adapters.narrow_in(layer)
+
+    @property
     def frozen(self) -> int:
         """Parameters of the routed experts that are kept frozen, wherever they are."""
-        return self.frozen_experts * self.per_expert_slot
+        return self.beside * self.per_expert_slot
 
     @property
     def is_streamed(self) -> bool:
@@ -164,7 +207,7 @@ def params(
         )
     roles: Counter[Role] = Counter()
     mtp = copies = 0
-    depth, alike = config.num_hidden_layers, _layers_alike(config)
+    depth, alike = config.num_hidden_layers, layers_alike(config)
     for spec in tensors(config, alike):
         if spec.layer is None or spec.layer < depth:
             roles[spec.role] += spec.size * (1 if spec.layer is None else alike[spec.layer])
@@ -174,7 +217,7 @@ def params(
     return Plan(name, config, train_experts, frozen_experts, dict(roles), mtp, copies, hold)
 
 
-def _layers_alike(config: ModelConfig) -> dict[int, int]:
+def layers_alike(config: ModelConfig) -> dict[int, int]:
     """One layer of each kind with how many there are of it; every prediction module by itself."""
     depth = config.num_hidden_layers
     moe = set(config.moe_layers)

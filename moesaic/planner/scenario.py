@@ -88,6 +88,9 @@ class Scenario:
         """
         sequence, context = assumptions.lengths(plan.config)
         plans = [replace(plan, train_experts=None, frozen_experts=0)]
+        plan = replace(
+            plan, hold_linears=assumptions.hold_linears, park_embedding=assumptions.park_embedding
+        )
         if plan.train_experts is not None:
             plans.append(plan)
         cached = context * assumptions.sequences

@@ -1,11 +1,14 @@
 """The table of variants: the same experts trained, the others parked, kept, held small, or trained.
 
-Letters of the rows: A masked, B frozen-kept, C natural, D natural with integers, E streamed.
+Letters of the rows: A masked, B frozen-kept, C natural, D natural with integers, E streamed. LoRA
+trains adapters of the same experts instead; QLoRA beside integers.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from moesaic.config.lora import LoraConfig
+from moesaic.planner.adapters import Adapters
 from moesaic.planner.devices import DEVICES, Device
 from moesaic.planner.params import Plan
 from moesaic.planner.scenario import Scenario, Training
@@ -18,8 +21,12 @@ USUALLY_KEPT = 16
 
 
 def variants(scenario: Scenario, known: Sequence[Device]) -> Table:
-    """What each variant holds, needs, fits and costs."""
-    plans = plans_of(scenario.plan)
+    """What each variant holds, needs, fits and costs.
+
+    Raises:
+        ConfigError: if the adapters asked for are not to be had in this model.
+    """
+    plans = plans_of(scenario.plan, scenario.assumptions.lora)
     full = Training.of(plans["full"], scenario.assumptions, scenario.sequence)
     rows = tuple(
         Row(_row(scenario, name, plan, full.flops.total, known)) for name, plan in plans.items()
@@ -45,8 +52,16 @@ def variants(scenario: Scenario, known: Sequence[Device]) -> Table:
     return Table("variants", "Variants", columns, rows, note)
 
 
-def plans_of(plan: Plan) -> dict[str, Plan]:
-    """Every variant with as many experts trained as in a plan, as far as the model has enough."""
+def plans_of(plan: Plan, lora: LoraConfig | None = None) -> dict[str, Plan]:
+    """Every variant with as many experts trained as in a plan, as far as the model has enough.
+
+    Args:
+        plan: the slice.
+        lora: the adapters of the variants that train some; None takes the usual ones.
+
+    Raises:
+        ConfigError: if the adapters asked for are not to be had in this model.
+    """
     config, trained = plan.config, plan.train_experts or 0
     others, chosen = config.experts - trained, config.num_experts_per_tok or 0
     kept = plan.frozen_experts or USUALLY_KEPT
@@ -64,7 +79,13 @@ def plans_of(plan: Plan) -> dict[str, Plan]:
         found["D natural, int8"] = beside(others, hold="int8")
         found["D natural, int4"] = beside(others, hold="int4")
         found["E natural, streamed"] = beside(others, hold="cpu")
-    found["full"] = beside(0, train_experts=None)
+    adapters = Adapters.of(config, lora, trained)
+    if trained >= chosen:
+        found["LoRA masked"] = beside(0, adapters=adapters)
+    found["LoRA natural"] = beside(others, adapters=adapters)
+    small = {"hold": "int4", "hold_linears": "int4"}
+    found["QLoRA natural, int4"] = beside(others, adapters=adapters, **small)
+    found["full"] = replace(plan, train_experts=None, frozen_experts=0, hold="weights")
     return found
 
 

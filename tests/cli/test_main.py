@@ -54,7 +54,7 @@ def test_the_version_is_the_packages(monkeypatch: pytest.MonkeyPatch, capsys):
     ("arguments", "message"),
     [
         (["plna"], "'plna' is not a command; did you mean 'plan'?"),
-        (["dance"], "'dance' is not a command; see moesaic --help"),
+        (["sing"], "'sing' is not a command; see moesaic --help"),
         (["plan"], "Missing argument 'PRESET'."),
         (["plan", "tiny", "--train-experts", "many"], "'many' is not a valid integer"),
         (["plan", "tinny"], "'tinny' is neither a preset nor a folder; did you mean 'tiny'?"),
@@ -98,7 +98,8 @@ def test_a_listed_command_is_a_function_of_that_name(verb: str):
     command = load_command(verb)
     assert command.name == verb
     assert command.callback is not None
-    assert command.callback.__name__ == verb
+    # A function named ``eval`` would hide Python's own.
+    assert command.callback.__name__ == {"eval": "evaluate"}.get(verb, verb)
 
 
 def test_help_shows_what_stands_in_brackets(monkeypatch: pytest.MonkeyPatch, capsys):

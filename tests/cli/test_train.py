@@ -1,6 +1,7 @@
 """``moesaic train`` runs what a run file says, goes on where it was, and says how to."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,20 @@ def test_results_for_tools_are_one_json_object(
     assert found["held_out"][0]["domain"] == "lines"
     assert found["data"]["sources"][0]["tokens"] == 64
     assert read_run(found["record"]).of("step")[-1]["step"] == 2
+
+
+def test_a_dry_run_says_what_would_be_read_and_writes_nothing(
+    start: Start, run_file: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert start(run_file, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\d+ rows of 16 tokens, \d+\.\d% padding", printed)
+    assert "learned" in printed
+    assert start(run_file, "--dry-run", "--json") == 0
+    (source,) = json.loads(capsys.readouterr().out)["sources"]
+    assert source["documents"] > 100  # one in five is held out
+    assert source["dropped"] == 0
+    assert not (run_file.parent / "run").exists()
 
 
 def test_a_wrong_request_exits_with_2_and_a_failed_run_with_1(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moesaic.config import presets
-from moesaic.config.model import ModelConfig
+from moesaic.config.model import Fp8Blocks, ModelConfig
 from moesaic.config.presets import PRESETS, find_model, get_preset
 from moesaic.config.published import parse_config, published_config, read_config
 from moesaic.errors import ConfigError
@@ -29,7 +29,7 @@ def test_a_published_model_is_what_its_config_json_says(name: str):
 
 def test_v3_is_published_in_blocks_of_float8():
     blocks = presets.DEEPSEEK_V3.quantization_config
-    assert blocks is not None
+    assert isinstance(blocks, Fp8Blocks)
     assert blocks.weight_block_size == (128, 128)
 
 

@@ -1,104 +1,34 @@
 """Adapters: written and read in PEFT's form, trained by a run, merged into a checkpoint."""
 
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from esft.adapters import (
+    GOLDEN,
+    MakeBase,
+    adapted_base,
+    held_in,
+    rewritten,
+    written,
+)
 from models import random_ids, random_model
 from torch import Tensor
 
 from moesaic.checkpoint.check import check
 from moesaic.checkpoint.digest import digest
-from moesaic.checkpoint.files import read_safetensors, write_safetensors
+from moesaic.checkpoint.files import read_safetensors
 from moesaic.checkpoint.load import Reader
-from moesaic.config.lora import LoraConfig
-from moesaic.config.merge import Conditions
 from moesaic.config.model import ModelConfig
 from moesaic.errors import CheckpointError, MoesaicError, ShardError
 from moesaic.esft.absorb import merge_adapter, stack_adapter
-from moesaic.esft.adapter import AdapterManifest, load_adapter_, read_adapter, write_adapter
-from moesaic.esft.manifest import Sign, Work
-from moesaic.esft.select import Selection
-from moesaic.esft.shard import ShardManifest
-from moesaic.esft.sign import read_private_key, read_public_key, sign
-from moesaic.esft.undo import undo_merge
-from moesaic.kernels.adapted import LowRank
-from moesaic.model.adapt import MakeFactors, adapt_, adapters_of
+from moesaic.esft.adapter import load_adapter_, read_adapter
+from moesaic.model.adapt import adapters_of
 from moesaic.model.build import load_model
-from moesaic.model.transformer import Transformer
-from moesaic.planner.adapters import adapted_tensors
-from moesaic.planner.inventory import TensorSpec, tensors
-
-MakeBase = Callable[..., Path]
-
-
-def signer(key: Path) -> Sign:
-    return partial(sign, key=read_private_key(key))
-
-
-def trusting(home: Path, *names: str) -> Conditions:
-    return Conditions(trusted=tuple(str(home / name) for name in names))
-
-
-EXPERTS = {1: (5, 2), 2: (0, 3, 7)}
-TARGETS = ("attention", "shared_experts", "experts", "dense")
-LORA = LoraConfig(rank=4, alpha=6.0, targets=TARGETS)
-GOLDEN = Path(__file__).parent / "peft"
-"""Adapters of attention and shared experts, written by PEFT 0.21.2 for `random_model`, with the
-first logits of its last position as transformers 5.23 computes them."""
-
-
-def random_factors(scale: float = 0.2) -> MakeFactors:
-    generator = torch.Generator().manual_seed(7)
-
-    def make(spec: TensorSpec) -> LowRank:
-        rows, columns = spec.shape
-        factors = torch.empty(LORA.rank, columns), torch.empty(rows, LORA.rank)
-        return LowRank(*(part.normal_(0.0, scale, generator=generator) for part in factors))
-
-    return make
-
-
-def adapted_base(base: Path, scale: float = 0.2) -> Transformer:
-    """The model in a checkpoint, with adapters that change it."""
-    model = load_model(base)
-    adapted = adapted_tensors(model.config, LORA, EXPERTS)
-    adapt_(model, adapted, random_factors(scale), LORA.scale, torch.float32)
-    return model
-
-
-def written(
-    folder: Path, base: Path, model: Transformer | None = None, sign: Sign | None = None
-) -> Path:
-    """An adapter of that base."""
-    work = Work(base=digest(base), run={"steps": 2}, data=("math",), tokens=100, steps=2)
-    model = adapted_base(base) if model is None else model
-    write_adapter(folder, model, LORA, Selection(experts=EXPERTS), work, sign)
-    return folder
-
-
-def held_in(checkpoint: Path) -> dict[str, Tensor]:
-    """Every tensor as it is stored."""
-    parts = [read_safetensors(path) for path in Reader(checkpoint).report.files]
-    return {name: tensor for part in parts for name, tensor in part.items()}
-
-
-def rewritten(
-    adapter: Path, settings: Mapping[str, Any] | None = None, **changes: Tensor | None
-) -> Path:
-    """The same adapter from elsewhere: other settings, tensors replaced or left out."""
-    (adapter / "manifest.json").unlink(missing_ok=True)
-    path = adapter / "adapter_config.json"
-    values = {**json.loads(path.read_text()), **(settings or {})}
-    path.write_text(json.dumps(values))
-    path = adapter / "adapter_model.safetensors"
-    held = {**read_safetensors(path), **changes}
-    write_safetensors(path, {name: tensor for name, tensor in held.items() if tensor is not None})
-    return adapter
+from moesaic.planner.inventory import tensors
 
 
 @pytest.mark.parametrize("family", ["v1", "v2", "v3"])
@@ -266,7 +196,7 @@ def test_an_adapter_of_another_base_or_model_is_refused(
 ) -> None:
     base = make_base("v2")
     adapter = written(tmp_path / "adapter", base)
-    with pytest.raises(ShardError, match=r"trained from base .*; fetch the base that it was"):
+    with pytest.raises(ShardError, match=r"trained from base .*; fetch the base that the ad"):
         merge_adapter(built_base("v2", "float32"), adapter, tmp_path / "merged")
     with pytest.raises(ShardError, match="trained for a model with other settings"):
         merge_adapter(built_base("v3", "bfloat16"), adapter, tmp_path / "merged")
@@ -278,7 +208,7 @@ def test_an_adapter_of_another_base_or_model_is_refused(
     ("file", "old", "new", "message"),
     [
         ("adapter_config.json", '"lora_alpha": 6.0', '"lora_alpha": 9.0', "do not say and hold"),
-        ("adapter_model.safetensors", None, None, "does not have the sha256 that manifest.json"),
+        ("adapter_model.safetensors", None, None, "does not have the sha256 that the manifest"),
         ("manifest.json", '"rank": 4', '"rank": 0', "the manifest is damaged: fetch the adapter"),
     ],
 )
@@ -307,69 +237,3 @@ def test_an_adapter_that_is_not_finite_is_not_written(make_base: MakeBase, tmp_p
     with pytest.raises(CheckpointError, match=r"experts.5.up_proj.lora_A.weight holds values that"):
         written(tmp_path / "adapter", base, model)
     assert not (tmp_path / "adapter").exists()
-
-
-@pytest.mark.parametrize("trusted", [(), ("alice.pub",), ("bob.pub", "alice.pub")])
-def test_an_adapter_signed_with_a_trusted_key_is_merged(
-    trusted: tuple[str, ...], make_base: MakeBase, keys: Path
-) -> None:
-    base = make_base("v2")
-    adapter = written(keys / "adapter", base, sign=signer(keys / "alice.pem"))
-    found = merge_adapter(base, adapter, keys / "merged", conditions=trusting(keys, *trusted))
-    assert found.adapter.manifest is not None
-    assert found.adapter.manifest.signature is not None
-    assert found.adapter.manifest.signature.key == read_public_key(keys / "alice.pub")
-
-
-@pytest.mark.parametrize(
-    ("made_by", "trusted", "message"),
-    [
-        ("nobody", "alice.pub", r"is not signed, and only adapters signed with a trusted key are"),
-        ("alice", "bob.pub", r"signed with the key \w{12}, which is none of those trusted; trust"),
-        (
-            "peft",
-            "alice.pub",
-            r"has no manifest\.json, and only adapters signed with a trusted key",
-        ),
-    ],
-)
-def test_an_adapter_of_somebody_else_is_refused(
-    made_by: str, trusted: str, message: str, make_base: MakeBase, keys: Path
-) -> None:
-    base = make_base("v2")
-    sign = signer(keys / "alice.pem") if made_by == "alice" else None
-    adapter = written(keys / "adapter", base, sign=sign)
-    if made_by == "peft":
-        rewritten(adapter)
-    with pytest.raises(ShardError, match=message):
-        merge_adapter(base, adapter, keys / "merged", conditions=trusting(keys, trusted))
-    assert not (keys / "merged").exists()
-
-
-def test_an_adapter_changed_after_signing_is_refused(make_base: MakeBase, keys: Path) -> None:
-    base = make_base("v2")
-    path = written(keys / "adapter", base, sign=signer(keys / "alice.pem")) / "manifest.json"
-    path.write_text(path.read_text().replace('"tokens": 100', '"tokens": 900'))
-    with pytest.raises(ShardError, match=r"is not what the key \w{12} signed; it was changed"):
-        merge_adapter(base, keys / "adapter", keys / "merged")
-
-
-def test_a_shard_and_an_adapter_of_one_saying_have_two_signatures(
-    make_base: MakeBase, make_shard: Callable[..., Path], tmp_path: Path
-) -> None:
-    base = make_base("v2")
-    shard = ShardManifest.read(make_shard("shard", base))
-    adapter = AdapterManifest.read(written(tmp_path / "adapter", base))
-    assert shard.signed.split(b"{")[0] == b"moesaic shard "
-    assert adapter.signed.split(b"{")[0] == b"moesaic adapter "
-
-
-def test_a_merged_adapter_is_undone_to_the_bytes_of_the_base(
-    make_base: MakeBase, tmp_path: Path
-) -> None:
-    base, adapter = make_base("v3", "float8_e4m3fn"), tmp_path / "adapter"
-    keeping = Conditions(keep_undo=True)
-    merged = merge_adapter(base, written(adapter, base), tmp_path / "merged", conditions=keeping)
-    assert merged.digest != digest(base)
-    assert undo_merge(tmp_path / "merged", tmp_path / "back") == digest(base)
-    assert digest(tmp_path / "back", verify=True) == digest(base)

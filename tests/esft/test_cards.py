@@ -13,7 +13,8 @@ from moesaic.esft.undo import undo_merge
 MakeBase = Callable[..., Path]
 MakeShard = Callable[..., Path]
 THEIRS = with_front_matter(
-    {"license": "other", "license_name": "theirs", "tags": ["chat"]}, "# Theirs\n\nThe best model.\n"
+    {"license": "other", "license_name": "theirs", "tags": ["chat"]},
+    "# Theirs\n\nThe best model.\n",
 )
 
 

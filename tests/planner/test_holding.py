@@ -1,17 +1,19 @@
 """Bytes of frozen experts in every form, as the code holds them."""
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import pytest
 import torch
+from models import random_model
 
-from moesaic.config.esft import Hold
+from moesaic.config.esft import Hold, HoldLinears
 from moesaic.config.presets import DEEPSEEK_V2_LITE, TINY_V2
 from moesaic.errors import ConfigError
 from moesaic.kernels import groupwise
-from moesaic.model.quantised import QuantisedExperts, Scratch
+from moesaic.model.quantised import QuantisedExperts, Scratch, quantise_linears_
 from moesaic.planner import holding
-from moesaic.planner.holding import frozen_bytes, room_bytes
+from moesaic.planner.holding import frozen_bytes, rest_bytes, room_bytes
 from moesaic.planner.params import params
 from moesaic.planner.precision import PRECISIONS, STATE_BLOCK
 from moesaic.train import moments
@@ -39,6 +41,28 @@ def test_integers_take_as_many_bytes_as_the_code_holds(hold: Hold, bits: Literal
 def test_integers_of_wide_experts_take_their_bits_and_a_share_of_a_scale(hold: Hold, bits: int):
     expected = NATURAL.frozen * groupwise.bits_per_weight(bits) / 8
     assert frozen_bytes(natural(hold), BFLOAT16) == expected
+
+
+@pytest.mark.parametrize(("hold", "bits"), [("int8", 8), ("int4", 4)])
+def test_linear_layers_as_integers_take_as_many_bytes_as_the_code_holds(
+    hold: HoldLinears, bits: Literal[4, 8]
+):
+    model = random_model(TINY_V2).requires_grad_(False)
+    before = sum(p.numel() for p in model.parameters())
+    names = quantise_linears_(model, bits, ("attention", "dense", "shared"))
+    assert set(holding.LINEAR_ROLES) == {"attention", "dense", "shared"}
+    held = sum(model.get_submodule(name).stored.bytes for name in names)  # pyright: ignore
+    rest = before - sum(model.get_submodule(name).weight.numel() for name in names)  # pyright: ignore
+    size = params(TINY_V2, 8)
+    rest -= size.routed
+    assert rest_bytes(replace(size, hold_linears=hold), BFLOAT16) == held + 2 * rest
+    assert rest_bytes(size, BFLOAT16) == 2 * (size.backbone + size.shared)
+
+
+def test_a_parked_embedding_takes_nothing_on_the_device():
+    parked = replace(NATURAL, park_embedding=True)
+    table = NATURAL.roles["embedding"]
+    assert rest_bytes(NATURAL, BFLOAT16) - rest_bytes(parked, BFLOAT16) == 2 * table
 
 
 def test_constants_are_those_of_the_kernels():

@@ -2,7 +2,9 @@
 
 import pytest
 
-from moesaic.config.presets import DEEPSEEK_V2_LITE, TINY_V1, TINY_V2
+from moesaic.config.lora import LoraConfig
+from moesaic.config.presets import DEEPSEEK_MOE_2B_SWITCH, DEEPSEEK_V2_LITE, TINY_V1, TINY_V2
+from moesaic.planner.adapters import adapted_tensors, adapter_size
 from moesaic.planner.assumptions import Assumptions
 from moesaic.planner.devices import DEVICES, get_device
 from moesaic.planner.flops import train_flops
@@ -26,9 +28,46 @@ def rows_of(plan: Plan, known=ALL, **assumptions) -> dict[str, dict]:
 
 def test_every_variant_trains_the_same_experts():
     plans = plans_of(params(DEEPSEEK_V2_LITE, 8))
-    assert [name[0] for name in plans] == ["A", "B", "C", "D", "D", "E", "f"]
-    assert {plan.trained for name, plan in plans.items() if name != "full"} == {1_799_356_416}
+    assert [name[0] for name in plans] == ["A", "B", "C", "D", "D", "E", "L", "L", "Q", "f"]
+    weights = {plan.trained for name, plan in plans.items() if name[0] in "ABCDE"}
+    assert weights == {1_799_356_416}
     assert plans["full"].trained == plans["full"].total
+
+
+def test_variants_with_lora_train_adapters_of_the_same_experts():
+    plans = plans_of(params(DEEPSEEK_V2_LITE, 8))
+    experts = dict.fromkeys(DEEPSEEK_V2_LITE.moe_layers, range(8))
+    size = adapter_size(adapted_tensors(DEEPSEEK_V2_LITE, LoraConfig(), experts), rank=16)
+    lora = {name: plan for name, plan in plans.items() if "LoRA" in name}
+    assert {plan.trained for plan in lora.values()} == {size}
+    assert lora["LoRA masked"].held == plans["A masked"].held + size
+    assert lora["LoRA natural"].held == plans["C natural"].held + size
+    other = plans_of(params(DEEPSEEK_V2_LITE, 8), LoraConfig(rank=4))
+    assert other["LoRA natural"].trained == size / 4
+
+
+def test_adapters_take_the_parts_that_a_model_has():
+    plans = plans_of(params(DEEPSEEK_MOE_2B_SWITCH, 4))
+    adapters = plans["LoRA natural"].adapters
+    assert adapters is not None
+    assert adapters.lora.targets == ("attention", "experts")
+
+
+def test_linear_layers_as_integers_and_a_parked_embedding_take_less():
+    plain = rows_of(params(DEEPSEEK_V2_LITE, 8))
+    small = rows_of(params(DEEPSEEK_V2_LITE, 8), hold_linears="int8", park_embedding=True)
+    linears = 371_589_120 + 67_239_936 + 449_839_104
+    less = linears * (2 - 1.03125) + 2 * 209_715_200
+    for name in ("A masked", "D natural, int4", "LoRA masked"):
+        assert plain[name]["total"] - small[name]["total"] == less, name
+    assert plain["full"]["total"] == small["full"]["total"]
+
+
+def test_quantised_natural_is_at_most_two_fifths_more_than_masked():
+    """With linear layers in 8 bits beside experts in 4."""
+    plain = rows_of(params(DEEPSEEK_V2_LITE, 8), recompute=True)
+    small = rows_of(params(DEEPSEEK_V2_LITE, 8), recompute=True, hold_linears="int8")
+    assert small["D natural, int4"]["total"] <= 1.4 * plain["A masked"]["total"]
 
 
 def test_as_many_experts_are_kept_as_asked_for():
@@ -65,6 +104,7 @@ def test_eight_bit_moments_and_recomputing_take_less():
 
 def test_holding_frozen_experts_small_takes_less():
     rows = rows_of(params(DEEPSEEK_V2_LITE, 8))
+    assert rows["QLoRA natural, int4"]["total"] < rows["LoRA natural"]["total"]
     order = ("A masked", "E natural, streamed", "D natural, int4", "D natural, int8", "C natural")
     totals = [rows[name]["total"] for name in (*order, "full")]
     assert totals == sorted(totals)

@@ -6,7 +6,7 @@ and layers so narrow that small tensors count, is what the tolerance is for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,25 @@ from memory_meter import most_allocated
 from models import random_model
 
 from moesaic.checkpoint.save import save
-from moesaic.config.esft import Hold
+from moesaic.config.esft import Hold, HoldLinears
+from moesaic.config.lora import LoraConfig
 from moesaic.config.model import ModelConfig
 from moesaic.config.presets import SMALL_V2, TINY_V1, TINY_V2, TINY_V3
 from moesaic.config.train import OptimizerConfig, Precision, TrainConfig
 from moesaic.data.batch import Batch
+from moesaic.esft.hold import hold_rest_
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
 from moesaic.kernels import grouped
 from moesaic.kernels.attention import fused
+from moesaic.kernels.native import rows
 from moesaic.model import attention, mla
-from moesaic.model.build import load_model
+from moesaic.model.adapt import adapt_, fresh_factors
+from moesaic.model.build import load_model, torch_dtype
 from moesaic.model.transformer import Transformer
+from moesaic.planner.adapters import Adapters, adapted_tensors
 from moesaic.planner.memory import train_memory
-from moesaic.planner.params import params
+from moesaic.planner.params import Plan, params
 from moesaic.planner.precision import PRECISIONS, PrecisionName
 from moesaic.train.optim import build_optimizer
 from moesaic.train.setup import types_of
@@ -49,6 +54,17 @@ class Variant:
     frozen: int | None
     """Experts of each layer; None trains the whole model."""
     hold: Hold = "weights"
+    linears: HoldLinears = "weights"
+    lora: LoraConfig | None = None
+    """What is trained beside the experts, which are frozen then."""
+
+    def plan(self, config: ModelConfig) -> Plan:
+        """What the planner is asked."""
+        if self.frozen is None:
+            return params(config, None)
+        found = params(config, TRAINED, self.frozen)
+        adapters = None if self.lora is None else Adapters.of(config, self.lora, TRAINED)
+        return replace(found, hold=self.hold, hold_linears=self.linears, adapters=adapters)
 
     def selection(self, config: ModelConfig) -> Selection:
         """The first experts trained, the next ones frozen."""
@@ -64,7 +80,12 @@ VARIANTS = {
     "C": Variant(56),
     "D-int8": Variant(56, "int8"),
     "D-int4": Variant(56, "int4"),
+    "D-int4 all": Variant(56, "int4", "int8"),
     "E": Variant(56, "disk"),
+    "LoRA masked": Variant(0, lora=LoraConfig(rank=8)),
+    "LoRA natural": Variant(56, lora=LoraConfig(rank=8)),
+    "LoRA experts": Variant(56, lora=LoraConfig(rank=8, targets=("experts",))),
+    "QLoRA": Variant(56, "int4", "int4", LoraConfig(rank=8)),
     "full": Variant(None),
 }
 Check = Callable[..., None]
@@ -72,7 +93,8 @@ Check = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def forms_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sorted rows and fused attention."""
+    """Sorted rows, fused attention, and nothing that is compiled for a CPU."""
+    monkeypatch.setattr(rows, "serve", lambda *tensors: False)
     monkeypatch.setattr(grouped, "_grouped_matmul_serves", lambda x_TD, widths: True)
     for module in (attention, mla):
         monkeypatch.setattr(module, "attention", fused)
@@ -137,10 +159,15 @@ def loaded(folder: Path, config: ModelConfig, variant: Variant, run: TrainConfig
     dtype, compute = types_of(run.precision)
     if variant.frozen is None:
         return load_model(folder, dtype, compute_dtype=compute, recompute=run.recompute)
-    selection = variant.selection(config)
-    return load_slice(
-        folder, selection, dtype, "cpu", compute, recompute=run.recompute, hold=variant.hold
-    )
+    chosen = variant.selection(config)
+    held = chosen if variant.lora is None else chosen.at_rest()
+    model = load_slice(folder, held, dtype, "cpu", compute, run.recompute, variant.hold)
+    hold_rest_(model, variant.linears, park_embedding=False)
+    if variant.lora is not None:
+        adapted = adapted_tensors(config, variant.lora, chosen.experts)
+        make = fresh_factors(variant.lora.rank, torch.Generator().manual_seed(0))
+        adapt_(model, adapted, make, variant.lora.scale, torch_dtype(dtype))
+    return model
 
 
 def train_two_steps(
@@ -161,9 +188,8 @@ def planned_peak(config: ModelConfig, variant: Variant, run: TrainConfig, passes
     precision = PRECISIONS[names.get(run.precision, "float32")].changed(
         run.optimizer.states, run.optimizer.gradients
     )
-    trained = None if variant.frozen is None else TRAINED
-    size = params(config, trained, variant.frozen or 0, hold=variant.hold)
-    return train_memory(size, precision, 1, TOKENS, run.recompute, passes).total
+    plan = variant.plan(config)
+    return train_memory(plan, precision, 1, TOKENS, run.recompute, passes).total
 
 
 @pytest.mark.parametrize(("precision", "recompute"), [("float32", False), ("bfloat16", True)])
