@@ -8,6 +8,8 @@ from served import NAME, client_of, served
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.model.transformer import Transformer
 
+pytestmark = pytest.mark.slow  # real servers and clients, by the clock
+
 
 def test_a_key_is_asked_for(model: Transformer, tokenizer: Tokenizer):
     with served(model, tokenizer, api_keys=["first", "second"]) as guarded:

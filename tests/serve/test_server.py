@@ -19,6 +19,8 @@ from moesaic.serve.run import Server
 
 TURNS: Any = [{"role": "user", "content": "To be or not to be?"}]
 
+pytestmark = pytest.mark.slow  # real servers and clients, by the clock
+
 
 def wait_for(condition: Callable[[], bool]) -> None:
     end = monotonic() + 20
