@@ -21,8 +21,7 @@ def attention(
     q_BHSQ: Tensor, k_BHCQ: Tensor, v_BHCU: Tensor, scale: float, visible: Tensor | None
 ) -> Tensor:
     """`reference.attention`, in the form that suits the device and the shape."""
-    fed, held = q_BHSQ.shape[2], k_BHCQ.shape[2]
-    if fed > 1 and fed == held and q_BHSQ.device.type == "cpu":
+    if q_BHSQ.shape[2] > 1 and q_BHSQ.device.type == "cpu":
         return _Blockwise.apply(q_BHSQ, k_BHCQ, v_BHCU, scale, visible)
     return fused(q_BHSQ, k_BHCQ, v_BHCU, scale, visible)
 
@@ -45,7 +44,8 @@ def fused(
 
 
 class _Blockwise(torch.autograd.Function):
-    """Causal self-attention, a block of queries at a time against the blocks of keys it can see.
+    """Causal attention of the last positions, a block of queries at a time against the blocks of
+    keys it can see.
 
     At most half the products of a full score matrix, each one large batched matmul. Nothing of the
     scores is kept: the backward pass computes each block again.
@@ -61,7 +61,7 @@ class _Blockwise(torch.autograd.Function):
         heads = q.shape[1]
         q, k, v = (part.flatten(0, 1) for part in (q * scale, k, v))
         out = q.new_empty(shape).flatten(0, 1)
-        blocks = _blocks(q.shape[1], visible)
+        blocks = _blocks(q.shape[1], k.shape[1], visible)
         for fed, seen in blocks:
             out[:, fed] = _weights(q, k, fed, seen, visible) @ v[:, seen]
         ctx.save_for_backward(q, k, v)
@@ -90,15 +90,16 @@ class _Blockwise(torch.autograd.Function):
         return (*(part.unflatten(0, (-1, heads)) for part in parts), None, None)
 
 
-def _blocks(length: int, visible: Tensor | None) -> list[tuple[slice, slice]]:
+def _blocks(fed: int, held: int, visible: Tensor | None) -> list[tuple[slice, slice]]:
     """Blocks of queries, and for each the keys from the first block that any of them sees."""
     blocks: list[tuple[slice, slice]] = []
-    for start in range(0, length, _BLOCK):
-        end, first = min(start + _BLOCK, length), 0
-        if visible is not None and start:
-            seen_C = visible[:, 0, start:end, :end].flatten(0, 1).any(0)
+    for start in range(0, fed, _BLOCK):
+        end, first = min(start + _BLOCK, fed), 0
+        last = held - fed + end
+        if visible is not None and last > _BLOCK:
+            seen_C = visible[:, 0, start:end, :last].flatten(0, 1).any(0)
             first = int(seen_C.int().argmax()) // _BLOCK * _BLOCK
-        blocks.append((slice(start, end), slice(first, end)))
+        blocks.append((slice(start, end), slice(first, last)))
     return blocks
 
 
