@@ -19,6 +19,7 @@ from moesaic.eval.results import RESULTS, SAMPLES, EvalResult, Source
 from moesaic.eval.samples import Question, Sample, SampleFile, locked, read_samples, short_digest
 from moesaic.eval.summary import compare, summarise
 from moesaic.eval.task import Task
+from moesaic.eval.tasks.perplexity import PerplexityTask
 from moesaic.eval.tasks.registry import find_task
 from moesaic.runlog import hardware, versions
 
@@ -220,7 +221,9 @@ def _asker(model: Engine | Path | str, settings: Mapping[str, Any]) -> Engine | 
 
 def _tasks(tasks: Sequence[Task | str], data: Path | str | None, config: EvalConfig) -> list[Task]:
     """The tasks, those that are only named with their data."""
-    found = [_find(task, data, config) if isinstance(task, str) else task for task in tasks]
+    found = _told_apart(
+        [_find(task, data, config) if isinstance(task, str) else task for task in tasks]
+    )
     names = [task.name for task in found]
     if not names:
         raise ConfigError("no task was given; give at least one")
@@ -231,6 +234,14 @@ def _tasks(tasks: Sequence[Task | str], data: Path | str | None, config: EvalCon
     if empty is not None:
         raise DataError(f"{empty} has no items; raise limit, or give other data")
     return found
+
+
+def _told_apart(tasks: Sequence[Task]) -> list[Task]:
+    """Texts of which the perplexity is asked are named, where there are several."""
+    texts = [task for task in tasks if isinstance(task, PerplexityTask)]
+    if len(texts) < 2:
+        return list(tasks)
+    return [task.named() if isinstance(task, PerplexityTask) else task for task in tasks]
 
 
 def _find(name: str, data: Path | str | None, config: EvalConfig) -> Task:

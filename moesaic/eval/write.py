@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from moesaic.config.eval import EvalConfig
+from moesaic.config.infer import GenerateConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.eval.encode import Encoder, Ids
 from moesaic.eval.requests import Generation, GenerationAnswer
-from moesaic.infer.generate import generate
+from moesaic.eval.texts import shared_beginning, write_texts
 from moesaic.model.transformer import Transformer
 
 _HELD = 4
@@ -48,15 +49,19 @@ class Writer:
                 self.config.chat,
             )
             rows = dict(zip(places, prompts, strict=True))
-            for batch in self._batches(rows, manner):
+            shared = shared_beginning(prompts)
+            for batch in self._batches(rows, shared, manner):
                 if any(place not in known for place in batch):
-                    yield from self._written({place: rows[place] for place in batch}, manner, known)
+                    asked = {place: rows[place] for place in batch}
+                    yield from self._written(asked, shared, manner, known)
 
     def _manner(self, request: Generation) -> _Manner:
         most = self.config.max_new_tokens or request.max_new_tokens
         return _Manner(tuple(filter(None, request.stop)), most, request.temperature)
 
-    def _batches(self, rows: Mapping[int, Ids], manner: _Manner) -> Iterator[list[int]]:
+    def _batches(
+        self, rows: Mapping[int, Ids], shared: int, manner: _Manner
+    ) -> Iterator[list[int]]:
         """Places of prompts to continue together, longest first.
 
         Where tokens are drawn they stay in their order, without gaps: the seed of a text follows
@@ -67,7 +72,7 @@ class Writer:
         longest = 0
         for place in rows if drawn else sorted(rows, key=lambda place: -len(rows[place])):
             longest = max(longest, len(rows[place]))
-            held = (len(batch) + 1) * (longest + manner.max_new_tokens)
+            held = (len(batch) + 1) * (longest - shared + manner.max_new_tokens)
             gap = drawn and batch and place != batch[-1] + 1
             if batch and (gap or held > _HELD * self.batch_tokens):
                 yield batch
@@ -76,22 +81,19 @@ class Writer:
         yield batch
 
     def _written(
-        self, rows: Mapping[int, Ids], manner: _Manner, known: Collection[int]
+        self, rows: Mapping[int, Ids], shared: int, manner: _Manner, known: Collection[int]
     ) -> Iterator[tuple[int, GenerationAnswer]]:
         """One batch."""
-        texts = generate(
-            self.model,
-            list(rows.values()),
-            self._tokenizer(manner.stop),
+        asked = GenerateConfig(
             max_new_tokens=manner.max_new_tokens,
             temperature=manner.temperature,
             top_p=1.0,
             stop=manner.stop,
             seed=self.config.seed + min(rows),
         )
-        for place, text in zip(rows, texts, strict=True):
-            if place not in known:
-                yield place, GenerationAnswer(text.text, len(text.ids))
+        tokenizer = self._tokenizer(manner.stop)
+        texts = write_texts(self.model, list(rows.values()), shared, tokenizer, asked)
+        yield from ((at, text) for at, text in zip(rows, texts, strict=True) if at not in known)
 
     def _tokenizer(self, stop: tuple[str, ...]) -> Tokenizer:
         """The tokenizer, with special tokens that are named as a stop among those that end a text:

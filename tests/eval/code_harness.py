@@ -36,7 +36,8 @@ def run(data: Path, folder: Path) -> dict[str, Any]:
     import lm_eval
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
-    from parity.lm_harness import write_task
+
+    from benchmarks.measure.lm_harness import write_task
 
     class Writes(LM):
         def loglikelihood(self, requests, **_):

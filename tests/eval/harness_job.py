@@ -19,7 +19,8 @@ def run(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     import lm_eval.__main__
     from lm_eval.api.registry import get_model
     from lm_eval.tasks import TaskManager
-    from parity.lm_harness import write_task
+
+    from benchmarks.measure.lm_harness import write_task
 
     datasets.disable_progress_bars()
     (folder / "tasks").mkdir()

@@ -124,3 +124,23 @@ def test_what_cannot_be_asked_is_refused(file: Path, tmp_path: Path):
         find(tmp_path / "empty.txt")
     with pytest.raises(DataError, match="is a folder; give a pattern like"):
         find(tmp_path)
+
+
+def test_several_texts_are_tasks_of_their_own(
+    model: Transformer, tokenizer: Tokenizer, file: Path, tmp_path: Path
+):
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"text": "four five"}) + "\n")
+    engine = Engine(model, tokenizer)
+    tasks = [f"perplexity={file}", f"perplexity={other}"]
+    found = evaluate(engine, tasks, tmp_path / "out")
+    assert {name: task.scores.n for name, task in found.tasks.items()} == {
+        "perplexity_texts": 3,
+        "perplexity_other": 1,
+    }
+    [alone] = evaluate(engine, [f"perplexity={other}"]).tasks.values()
+    assert alone.scores.metrics == found.tasks["perplexity_other"].scores.metrics
+    assert sorted(path.stem for path in (tmp_path / "out/samples").glob("*.jsonl")) == [
+        "perplexity_other",
+        "perplexity_texts",
+    ]

@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from parity import lm_harness
 from parity.published_tasks import ANSWERS, GROUPS, SUBJECTS, write_data
 
+from benchmarks.measure import lm_harness
 from moesaic.eval.requests import (
     Answer,
     Generation,
@@ -73,7 +73,7 @@ def theirs(data: Path) -> Mapping[str, Any]:
         "evaluations": EVALUATIONS,
     }
     (data / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, lm_harness.__file__, str(data)]
+    command = [sys.executable, "-P", lm_harness.__file__, str(data)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((data / "result.json").read_text())

@@ -10,9 +10,10 @@ wikitext, version 2, without its changes to the spaces of WikiText.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from moesaic.config.data import HELD_OUT_SHARE, SourceConfig
 from moesaic.data.sources import CORPUS_PREFIX, Source
@@ -42,6 +43,11 @@ class PerplexityTask:
     description: Mapping[str, Any]
     name: str = "perplexity"
     metrics: Sequence[Metric] = _METRICS
+
+    def named(self) -> Self:
+        """The same by a name that tells it from those of other texts: ``perplexity_english``."""
+        text = Path(str(self.description["data"]).removeprefix(CORPUS_PREFIX)).name.split(".")[0]
+        return replace(self, name=f"{self.name}_{text}")
 
     def group(self, item: Item) -> str | None:
         """No parts."""

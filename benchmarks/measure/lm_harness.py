@@ -1,6 +1,7 @@
-"""lm-evaluation-harness over local files, with a model whose answers follow from the requests.
+"""lm-evaluation-harness over local files, with a model whose answers follow from the requests, or
+with one of its own classes of models.
 
-It runs in a process of its own, because it changes settings that a test process shares:
+It runs in a process of its own, because it changes settings that a process shares:
 ``python lm_harness.py FOLDER`` reads FOLDER/job.json and writes FOLDER/result.json.
 """
 
@@ -41,9 +42,10 @@ def run(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for published in job["groups"]:
         (tasks / f"{Path(published).stem}.yaml").write_text(f"include: {installed(published)}\n")
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    model = scripted_model(job["answers"])
+    scripted = scripted_model(job["answers"])
     return {
-        name: evaluate(model, manager, settings) for name, settings in job["evaluations"].items()
+        name: evaluate(manager, {"model": scripted, **settings})
+        for name, settings in job["evaluations"].items()
     }
 
 
@@ -83,14 +85,12 @@ def scripted_model(answers: Mapping[str, Sequence[str]]) -> Any:
     return Scripted()
 
 
-def evaluate(model: Any, manager: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate(manager: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One call of the harness, with its arguments as settings."""
     import lm_eval
 
     call: Any = lm_eval.simple_evaluate
-    evaluated = call(
-        model=model, task_manager=manager, bootstrap_iters=0, log_samples=True, **settings
-    )
+    evaluated = call(task_manager=manager, bootstrap_iters=0, log_samples=True, **settings)
     return {
         "items": {name: by_item(rows) for name, rows in evaluated["samples"].items()},
         "means": {**evaluated["results"], **evaluated.get("groups", {})},
