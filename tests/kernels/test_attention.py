@@ -97,6 +97,19 @@ def test_the_last_positions_fed_alone_attend_as_in_the_whole(fed: int, generator
     torch.testing.assert_close(attention(q[:, :, -fed:], k, v, 0.3, None), whole[:, :, -fed:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fed", [7, 140, 190])
+def test_the_last_positions_fed_alone_see_their_documents_only(
+    fed: int, dtype: torch.dtype, generator: torch.Generator
+):
+    q, k, v = random_inputs((2, 2, 300, 300), (12, 8), dtype, generator)
+    documents = torch.arange(300)[None] >= torch.tensor([[0], [150]])
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    visible = same & torch.ones(300, 300, dtype=torch.bool).tril()
+    last = attention(q[:, :, -fed:], k, v, 0.3, visible[:, :, -fed:])
+    torch.testing.assert_close(last, reference.attention(q, k, v, 0.3, visible)[:, :, -fed:])
+
+
 def test_documents_in_one_row_attend_as_if_alone(generator: torch.Generator):
     q, k, v = random_inputs((1, 2, 180, 180), (12, 8), torch.float64, generator)
     documents = torch.arange(180)[None] >= 70
