@@ -105,26 +105,12 @@ def described(
 
 def compared(cases: Mapping[str, Any]) -> dict[str, Any]:
     """Every claim both of whose sides were trained: differences of equal seeds, and the verdict."""
-    found = {}
-    for claim in CLAIMS:
-        if claim.left not in cases or claim.right not in cases:
-            continue
-        pairs = zip(
-            cases[claim.left]["held_out_loss_by_seed"],
-            cases[claim.right]["held_out_loss_by_seed"],
-            strict=False,
-        )
-        differences = [round(left - right, 4) for left, right in pairs]
-        found[claim.text] = {
-            "left": claim.left,
-            "right": claim.right,
-            "printed": claim.printed,
-            "tolerance": claim.tolerance,
-            "differences_by_seed": differences,
-            "difference": interval(differences),
-            "verdict": claim.judge(differences),
-        }
-    return found
+    losses = {name: case["held_out_loss_by_seed"] for name, case in cases.items()}
+    return {
+        claim.text: claim.compare(losses[claim.left], losses[claim.right])
+        for claim in CLAIMS
+        if {claim.left, claim.right} <= losses.keys()
+    }
 
 
 def study(

@@ -8,6 +8,7 @@ merged, of every other domain, tokens per second and peak memory, over several s
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -35,7 +36,7 @@ from benchmarks.measure.fine_tuning import (
     task,
 )
 from benchmarks.measure.results import write_result
-from benchmarks.measure.seeds import interval, shown
+from benchmarks.measure.seeds import Claim, interval, shown
 from moesaic.config.data import DataConfig
 from moesaic.config.esft import EsftConfig
 from moesaic.data.loader import Loader
@@ -48,6 +49,16 @@ from moesaic.train.loop import train
 
 _PRESET = "tiny-v3"
 FULL = Effort(base_steps=500, steps=100, rows=16, seq_len=256, seeds=3, held_out_rows=32)
+CLAIMS = (
+    Claim("integers of 8 bits learn what weights do", "D natural, int8", "C natural", "", 0.01),
+    Claim("integers of 4 bits learn what weights do", "D natural, int4", "C natural", "", 0.01),
+    Claim(
+        "experts read from disk learn what held ones do", "E natural, disk", "C natural", "", 0.01
+    ),
+    Claim("integers of 8 bits beat the masked slice, merged", "D natural, int8", "A masked", ""),
+    Claim("integers of 4 bits beat the masked slice, merged", "D natural, int4", "A masked", ""),
+)
+"""What was expected of the merged task's loss, seed by seed."""
 QUICK = Effort(base_steps=20, steps=6, rows=4, seq_len=128, seeds=1, held_out_rows=4)
 
 
@@ -95,6 +106,8 @@ def described(runs: Sequence[Mapping[str, Any]], before: Mapping[str, float]) ->
         "retained_rise": interval([mean(_rises(run, before)) for run in runs]),
         "rise": rises,
         "tokens_per_s": round(median(run["tokens_per_s"] for run in runs), 1),
+        "seconds_per_step": round(median(run["seconds_per_step"] for run in runs), 4),
+        "others": max(run["others"] or 0.0 for run in runs),
         "peak_over_start_bytes": max(run["peak_over_start_bytes"] for run in runs),
         "runs": list(runs),
     }
@@ -127,6 +140,18 @@ def compare(names: Sequence[str], effort: Effort, threads: int) -> dict[str, Any
     return cases
 
 
+def compared(cases: Mapping[str, Any]) -> dict[str, Any]:
+    """Every claim both of whose sides were trained, and its verdict."""
+    losses = {
+        name: [run["merged"][TASK] for run in case.get("runs", ())] for name, case in cases.items()
+    }
+    return {
+        claim.text: claim.compare(losses[claim.left], losses[claim.right])
+        for claim in CLAIMS
+        if {claim.left, claim.right} <= losses.keys()
+    }
+
+
 def _line(name: str, case: Mapping[str, Any]) -> str:
     parts = [
         f"{label} {shown(case[key])}"
@@ -137,7 +162,8 @@ def _line(name: str, case: Mapping[str, Any]) -> str:
         )
     ]
     speed, peak = case["tokens_per_s"], case["peak_over_start_bytes"] / 2**20
-    return " | ".join([f"{name:<16}", *parts, f"{speed:,.0f} tok/s", f"{peak:,.0f} MiB"])
+    cost = [f"{case['seconds_per_step']:.3f} s/step", f"{speed:,.0f} tok/s", f"{peak:,.0f} MiB"]
+    return " | ".join([f"{name:<16}", *parts, *cost])
 
 
 def draw(path: Path, cases: Mapping[str, Any]) -> None:
@@ -183,8 +209,18 @@ def main() -> None:
         effort, steps=options.steps or effort.steps, seeds=options.seeds or effort.seeds
     )
     cases = compare(options.variants, effort, options.threads)
-    path = write_result("variants-quick" if options.quick else "variants", cases, options.threads)
-    draw(path.with_suffix(".svg"), cases)
+    report("variants-quick" if options.quick else "variants", cases, options.threads)
+
+
+def report(what: str, cases: dict[str, Any], threads: int) -> None:
+    """Write the result file with its chart, with what was measured before on this day."""
+    path = write_result(what, cases, threads)
+    written = json.loads(path.read_text(encoding="utf-8"))["cases"]
+    claims = compared(written)
+    write_result(what, {"base": {**written["base"], "claims": claims}}, threads)
+    draw(path.with_suffix(".svg"), written)
+    for text, found in claims.items():
+        print(f"{text}: {shown(found['difference'], '+')} | {found['verdict']}")
     print(path)
 
 

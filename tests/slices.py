@@ -38,6 +38,27 @@ def loss_of(model: Transformer, batch: Batch) -> Tensor:
     return torch.stack([found.next_token, *found.mtp]).sum()
 
 
+def assert_same_lesson(part: Transformer, full: Transformer, batch: Batch) -> None:
+    """The slice and the model have one loss, and the trained experts one gradient."""
+    expected, found = loss_of(full, batch), loss_of(part, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    expected.backward()
+    found.backward()
+    for layer, ids in TRAINED.experts.items():
+        whole, stack = full.moe_layers()[layer].experts, part.moe_layers()[layer].experts
+        assert stack.stacked == tuple(sorted(ids))
+        for name in ("gate_up_proj", "down_proj"):
+            grad, wanted = getattr(stack, name).grad, getattr(whole, name).grad
+            torch.testing.assert_close(grad, wanted[sorted(ids)], rtol=1e-5, atol=1e-6)
+
+
+def flip_last_bit(path: Path) -> None:
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def write_home(folder: Path, config: ModelConfig, dtype: str) -> Path:
     """``lines.txt``, and ``base``, a checkpoint with a tokenizer for it."""
     lines = folder / "lines.txt"

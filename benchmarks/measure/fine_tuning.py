@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure.alone import run_module
-from benchmarks.measure.machine import peak_bytes
+from benchmarks.measure.machine import peak_bytes, watching_others
 from moesaic.config.train import TrainConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.esft.absorb import merge_adapter
@@ -119,25 +119,26 @@ def work(job: Job) -> dict[str, Any]:
     rate = _RATES.get(job.name, _RATE)
     config = run_config(home / "run", job.effort, rate, job.effort.steps, **changes)
     start = peak_bytes()
-    if esft is None:
-        result = train(config)
-        merged = result.folder.model
-    else:
-        found = train_slice(config)
-        result, merged = found.training, home / "merged"
-        assert found.shard is not None
+    with watching_others() as seen:
+        trained = None if esft is None else train_slice(config)
+        result = train(config) if trained is None else trained.training
+    merged = result.folder.model
+    if trained is not None and esft is not None:
+        merged = home / "merged"
+        assert trained.shard is not None
         if "lora" in esft:
-            merge_adapter(job.base, found.shard, merged)
+            merge_adapter(job.base, trained.shard, merged)
         else:
-            merge_shards(job.base, [found.shard], merged)
-    peak = peak_bytes()
+            merge_shards(job.base, [trained.shard], merged)
     steps = read_run(result.folder.record).of("step")
-    speeds = [line["tokens_per_s"] for line in steps[len(steps) // 3 :]]
+    speed = median(line["tokens_per_s"] for line in steps[len(steps) // 3 :])
     return {
         "as_trained": {line["domain"]: line["loss"] for line in result.evaluations},
         "merged": losses(merged, config),
-        "tokens_per_s": median(speeds),
-        "peak_over_start_bytes": peak - start,
+        "tokens_per_s": speed,
+        "seconds_per_step": round(job.effort.rows * job.effort.seq_len / speed, 4),
+        "peak_over_start_bytes": steps[-1]["memory_bytes"] - start,
+        "others": seen.others,
     }
 
 

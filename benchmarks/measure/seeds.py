@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from statistics import mean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Student's factor of a 95 % interval of the mean, by the number of seeds."""
@@ -46,6 +46,20 @@ class Claim:
         if middle + half < self.tolerance:
             return "reproduced"
         return "not reproduced" if middle - half > self.tolerance else "cannot tell"
+
+    def compare(self, left: Sequence[float], right: Sequence[float]) -> dict[str, Any]:
+        """What a result file says of it, from the losses of both sides by seed."""
+        pairs = zip(left, right, strict=False)  # of a run under way, one side may be a seed ahead
+        differences = [round(one - other, 4) for one, other in pairs]
+        return {
+            "left": self.left,
+            "right": self.right,
+            "printed": self.printed,
+            "tolerance": self.tolerance,
+            "differences_by_seed": differences,
+            "difference": interval(differences),
+            "verdict": self.judge(differences),
+        }
 
 
 def shown(value: tuple[float, float | None], sign: str = "") -> str:

@@ -16,6 +16,7 @@ from esft.adapters import (
     written,
 )
 from models import random_ids, random_model
+from slices import flip_last_bit
 from torch import Tensor
 
 from moesaic.checkpoint.check import check
@@ -218,9 +219,7 @@ def test_a_tampered_adapter_is_refused(
     base = make_base("v2")
     path = written(tmp_path / "adapter", base) / file
     if old is None or new is None:
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
+        flip_last_bit(path)
     else:
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from slices import flip_last_bit
 from torch import Tensor
 
 from moesaic.checkpoint.digest import digest
@@ -227,10 +228,7 @@ def test_values_that_are_not_finite_are_refused(bad: float, shard: Path, base: P
 
 
 def test_one_changed_bit_is_found(shard: Path, base: Path) -> None:
-    path = shard / "shard.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip_last_bit(shard / "shard.safetensors")
     with pytest.raises(ShardError, match="does not have the sha256 that the manifest names"):
         _check(shard, base)
 

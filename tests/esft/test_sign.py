@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from slices import flip_last_bit
 
 from moesaic.config.merge import MergeConfig
 from moesaic.errors import ConfigError, ShardError
@@ -102,10 +103,7 @@ def test_everything_that_is_said_of_the_work_is_signed(name: str, base: Path, si
 
 
 def test_another_tensor_under_a_signed_manifest_is_refused(base: Path, signed: Path) -> None:
-    path = signed / "shard.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip_last_bit(signed / "shard.safetensors")
     with pytest.raises(ShardError, match="does not have the sha256 that the manifest names"):
         _merge(base, signed, "alice.pub")
 

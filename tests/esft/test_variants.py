@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from slices import TRAINED, MakeBase, MakeBatch, loss_of, natural
+from slices import TRAINED, MakeBase, MakeBatch, assert_same_lesson, loss_of, natural
 from torch import Tensor
 
 from moesaic.checkpoint.load import Reader
@@ -34,16 +34,7 @@ def test_a_natural_slice_has_the_full_models_loss_and_gradients(
 ) -> None:
     base, batch = make_base(family), make_batch(3, 16, generator)
     full, part = load_model(base), load_slice(base, natural(base), recompute=recompute, hold=hold)
-    expected, found = loss_of(full, batch), loss_of(part, batch)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
-    expected.backward()
-    found.backward()
-    for layer, ids in TRAINED.experts.items():
-        whole, stack = full.moe_layers()[layer].experts, part.moe_layers()[layer].experts
-        assert stack.stacked == tuple(sorted(ids))
-        for name in ("gate_up_proj", "down_proj"):
-            grad, wanted = getattr(stack, name).grad, getattr(whole, name).grad
-            torch.testing.assert_close(grad, wanted[sorted(ids)], rtol=1e-5, atol=1e-6)
+    assert_same_lesson(part, full, batch)
 
 
 @pytest.mark.parametrize("hold", EXACT)
