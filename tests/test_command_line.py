@@ -19,6 +19,7 @@ SURFACE = {
     "undo": "merged --out --json",
     "absorb": "base adapter --out --trust --retain --json --set",
     "quantise": "folder --out --bits --against-data --set --json",
+    "export": "folder out --form --pre-tokenizer --json",
     "card": "folder --results --json --set",
     "generate": (
         "folder prompt --max-new-tokens --temperature --top-p --seed --dtype --device --json"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from moesaic.errors import CheckpointError
+from moesaic.units import gb
 
 PARTIAL = ".partial-"
 """Part of every name under which something unfinished lies."""
@@ -72,6 +73,17 @@ def refuse_filled(folder: Path) -> None:
     """Raise a `CheckpointError` unless ``folder`` is empty or does not exist."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} is not empty; give a new folder, or empty this one first")
+
+
+def check_space(path: Path, n_bytes: int) -> None:
+    """Raise a `CheckpointError` unless the disk that ``path`` will be on has room."""
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if n_bytes > free:
+        raise CheckpointError(
+            f"{path} needs {gb(n_bytes)}, {there} has {gb(free)} free; free some space or choose "
+            "another place"
+        )
 
 
 def remove_partials(path: Path) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from moesaic.checkpoint.atomic import new_folder, refuse_filled
+from moesaic.checkpoint.atomic import check_space, new_folder, refuse_filled
 from moesaic.checkpoint.digest import store_digest
 from moesaic.checkpoint.files import LazyTensor, write_safetensors
 from moesaic.checkpoint.folder import INDEX, SINGLE, files_beside
 from moesaic.config.model import ModelConfig
 from moesaic.config.published import published_config
 from moesaic.errors import CheckpointError
-from moesaic.units import gb
 
 FILE_BYTES = 5 * 10**9
 """Most bytes of tensors in one file."""
@@ -78,7 +77,7 @@ def write_pending(
         raise CheckpointError(f"source {source} is not a folder; give the folder of a checkpoint")
     groups = _split(pending, file_bytes)
     refuse_filled(folder)
-    _check_space(folder, groups)
+    check_space(folder, sum(tensor.n_bytes for group in groups for tensor in group))
     with new_folder(folder) as partial:
         _write_json(partial / "config.json", published_config(config, dtype))
         _write_json(partial / "generation_config.json", _generation_config(config))
@@ -122,18 +121,6 @@ def _index(files: list[list[LazyTensor]]) -> dict[str, Any]:
         "metadata": {"total_size": sum(tensor.n_bytes for group in files for tensor in group)},
         "weight_map": {tensor.name: name for name, group in _named(files) for tensor in group},
     }
-
-
-def _check_space(folder: Path, files: list[list[LazyTensor]]) -> None:
-    """Refuse to begin what the disk cannot hold."""
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    needed = sum(tensor.n_bytes for group in files for tensor in group)
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise CheckpointError(
-            f"{folder} needs {gb(needed)}, {there} has {gb(free)} free; free some space or choose "
-            "another place"
-        )
 
 
 def _generation_config(config: ModelConfig) -> dict[str, Any]:

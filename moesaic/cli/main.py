@@ -28,6 +28,7 @@ VERBS = {
     "undo": "Write the base that a checkpoint was merged into.",
     "absorb": "Merge an adapter into the checkpoint it was trained beside.",
     "quantise": "Write a checkpoint in 8 or 4 bits, and show what it loses.",
+    "export": "Write a checkpoint as a GGUF file, for llama.cpp.",
     "card": "Write scores and a licence into the card of a checkpoint.",
     "generate": "Write text from a prompt.",
     "chat": "Talk with a model in the terminal.",
