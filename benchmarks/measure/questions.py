@@ -5,6 +5,7 @@ follow from the rows alone, without any evaluator.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,11 +115,18 @@ def _said(place: int, row: Mapping[str, Any]) -> str:
 
 def _chosen(row: Mapping[str, Any]) -> tuple[bool, bool]:
     """Whether the right ending is the likeliest, by itself and for its length."""
-    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}".strip()
-    p = [log_probability(context, f" {ending}") for ending in row["endings"]]
-    by_length = [one / len(ending) for one, ending in zip(p, row["endings"], strict=True)]
+    parts = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    context, endings = _cleaned(parts), [_cleaned(ending) for ending in row["endings"]]
+    p = [log_probability(context, f" {ending}") for ending in endings]
+    by_length = [one / len(ending) for one, ending in zip(p, endings, strict=True)]
     label = int(row["label"])
     return p.index(max(p)) == label, by_length.index(max(by_length)) == label
+
+
+def _cleaned(text: str) -> str:
+    """As the harness cleans texts of WikiHow."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 QUICK_ROWS: Mapping[str, Rows] = {

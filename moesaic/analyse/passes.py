@@ -7,7 +7,7 @@ from typing import Any
 from moesaic.analyse.ablate import Ablations
 from moesaic.analyse.figures import drift
 from moesaic.analyse.likeness import drift_of_weights, likeness
-from moesaic.analyse.sources import Source
+from moesaic.analyse.sources import ROW, Source
 from moesaic.analyse.study import (
     OnTokens,
     Study,
@@ -47,11 +47,9 @@ def from_text(
     study.use_(choose_device(settings.device))
     subjects = _load(readers, settings, study.device)
     subjects.check()
-    context = min(
-        one.config.max_position_embeddings for one in (subjects.model, subjects.against) if one
-    )
+    seq_len = _seq_len(subjects, settings)
     for source in sources:
-        batches = source.batches(tokenizer, context, settings.tokens)
+        batches = source.batches(tokenizer, seq_len, settings.tokens)
         pass_tokens(study, source.name, subjects, batches, on_tokens)
     reader, other = readers
     parts: dict[str, Any] = {
@@ -83,6 +81,18 @@ def _load(readers: tuple[Reader, Reader | None], settings: RoutingConfig, device
     ]
     assert models[0] is not None
     return Subjects(models[0], models[1], *ablations)
+
+
+def _seq_len(subjects: Subjects, settings: RoutingConfig) -> int:
+    """Tokens of a row."""
+    models = [one for one in (subjects.model, subjects.against) if one is not None]
+    most = min(model.config.max_position_embeddings for model in models)
+    if settings.seq_len is not None and settings.seq_len > most:
+        raise ConfigError(
+            f"seq_len={settings.seq_len} is more than max_position_embeddings={most}; lower "
+            "seq_len, or leave it out"
+        )
+    return settings.seq_len or min(ROW, most)
 
 
 def from_traces(

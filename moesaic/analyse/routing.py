@@ -15,7 +15,7 @@ per token, information and divergences in bits; ``null`` where there is nothing 
 ``settings``        what was asked for
 ``domains``         name → ``source``, ``tokens``, ``loss``, ``stderr``; ``against``: the other
                     checkpoint's ``loss`` and ``stderr``, and by how much this one's is above it
-                    (``rise``, ``rise_stderr``, of pairs of batches)
+                    (``rise``, ``rise_stderr``, of ``batches`` pairs of batches)
 ``loads``           name → by layer: ``choices`` [L][E] share of the choices (the token score),
                     ``first`` [L][E] share of the tokens by best choice, ``gate`` [L][E] mean gate
                     value (the gate score), ``max_violation`` (MaxVio), ``entropy`` (of the load, 1

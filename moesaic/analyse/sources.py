@@ -14,8 +14,8 @@ from moesaic.errors import ConfigError
 from moesaic.esft.score import first_tokens
 
 TRACE_PREFIX = "trace:"
-_ROW, _BATCH = 2048, 4096
-"""Tokens of a row, where the context is as long, and of a batch."""
+ROW, _BATCH = 2048, 4096
+"""Tokens of a row, where the model sees as many, and of a batch."""
 _BATCHES = 16
 """Batches to read at least where rows are short enough: errors are taken over batches."""
 
@@ -35,13 +35,12 @@ class Source:
             return None
         return Path(self.place.removeprefix(TRACE_PREFIX))
 
-    def batches(self, tokenizer: Tokenizer, context: int, tokens: int) -> Iterator[Batch]:
+    def batches(self, tokenizer: Tokenizer, seq_len: int, tokens: int) -> Iterator[Batch]:
         """The first learned tokens of the text, always the same; of a corpus those held out.
 
         Raises:
             DataError: if there is no such file.
         """
-        seq_len = min(_ROW, context)
         split = "held_out" if self.place.startswith(CORPUS_PREFIX) else "all"
         sources = [{"path": self.place, "split": split}]
         config = DataConfig.parse({"sources": sources, "seq_len": seq_len, "epochs": 1})

@@ -65,7 +65,8 @@ class DomainCounts:
         pairs = zip(self.losses, self.losses_against, strict=False)
         rise = _mean(self.sizes, [here - there for here, there in pairs])
         found = _mean(self.sizes, self.losses_against)
-        return {**found, "rise": rise["loss"], "rise_stderr": rise["stderr"]}
+        compared = {"rise": rise["loss"], "rise_stderr": rise["stderr"]}
+        return {**found, **compared, "batches": len(self.losses_against)}
 
 
 @dataclass(slots=True)

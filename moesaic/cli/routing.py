@@ -48,9 +48,9 @@ def routing(
     worse or better it predicts them. With --ablate, the loss without shared experts, without the
     experts every token prefers, and with more or fewer experts per token.
 
-    Settings that --set changes: tokens (of each domain), hold (disk where the model is larger than
-    the memory), dtype, device, resident (a selection or a shard, to see what it holds), top, pairs,
-    token_ids, ablation.tokens, ablation.disabled, ablation.chosen.
+    Settings that --set changes: tokens (of each domain), seq_len (tokens seen together), hold (disk
+    where the model is larger than the memory), dtype, device, resident (a selection or a shard, to
+    see what it holds), top, pairs, token_ids, ablation.tokens, ablation.disabled, ablation.chosen.
     """
     from rich.console import Console
     from rich.progress import Progress

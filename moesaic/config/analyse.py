@@ -29,6 +29,9 @@ class RoutingConfig(Settings):
 
     tokens: PositiveInt = 32_768
     """Learned tokens to read of each domain; a domain that has fewer is read to its end."""
+    seq_len: Annotated[int, Field(ge=2)] | None = None
+    """Tokens that are seen together; None takes 2048, or what the model sees where that is less. A
+    model that was trained on shorter sequences than it admits should be asked no longer ones."""
     hold: Hold = "weights"
     """How the experts are held: ``disk`` runs a model that is larger than the memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"

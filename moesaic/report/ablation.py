@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.report.blocks import Block
-from moesaic.report.estimate import Estimate
+from moesaic.report.estimate import Estimate, around
 from moesaic.report.figures import Axis, Figure, Mark, Series, intervals, lines
 from moesaic.report.routed import Ablated, Point, Routed
 from moesaic.report.words import listed, number
-
-_Z = 1.960
-"""Standard errors on either side of a 95 % interval."""
 
 
 def ablation(found: Routed, title: str, place: int) -> list[Block | None]:
@@ -69,7 +66,7 @@ def _shared(both: Sequence[tuple[str, Ablated]], title: str, place: int) -> Figu
 
 
 def _rises(name: str, points: Sequence[Point], across: str, colour: int) -> Series:
-    errors = [None if one.rise_stderr is None else _Z * one.rise_stderr for one in points]
+    errors = [_rise(one).half for one in points]
     return Series(
         name,
         [getattr(one, across) for one in points],
@@ -82,7 +79,4 @@ def _rises(name: str, points: Sequence[Point], across: str, colour: int) -> Seri
 
 
 def _rise(point: Point) -> Estimate:
-    if point.rise_stderr is None:
-        return Estimate(point.rise)
-    half = _Z * point.rise_stderr
-    return Estimate(point.rise, point.rise - half, point.rise + half)
+    return around(point.rise, point.rise_stderr)

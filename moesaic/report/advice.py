@@ -41,8 +41,8 @@ def _use(found: list[Preference]) -> str:
     alike = f" (or {same}: no difference is seen)" if same else ""
     text = (
         f"Use {one.name}{alike} if the task and what the model knew before count the same: the "
-        f"right token becomes {ratio(-one.learned.value)} as probable on {listed(one.task)} and "
-        f"{_less(one)} elsewhere."
+        f"right token becomes {ratio(-one.learned.value)} as probable on {listed(one.task)}, and "
+        f"{_less(one)} probable elsewhere."
     )
     if careful.variant.name != one.name:
         learned = ratio(-careful.variant.learned.value)

@@ -3,6 +3,7 @@
 from moesaic.planner.table import Column, Row, Table
 from moesaic.report.blocks import Block, Grid, Prose, Section, section
 from moesaic.report.estimate import Estimate
+from moesaic.report.explain import explained
 from moesaic.report.figures import Axis, Mark, intervals, tradeoff
 from moesaic.report.sources import Sources, Study
 from moesaic.report.study import Preference, Variant, preferences, variants_of
@@ -31,8 +32,10 @@ def _of_study(study: Study) -> list[Block | None]:
         Axis(f"learned: fall of the loss on {listed(variants[0].task)}, nats per token"),
         Axis("forgotten: rise of the loss on the other domains, nats", from_zero=True),
     )
+    words = explained(study)
     return [
         Prose(_setting(study, variants)),
+        None if words is None else Grid(words),
         Grid(_choice(found)),
         tradeoff_figure,
         Grid(_numbers(variants)),
@@ -193,9 +196,8 @@ def _limits(study: Study, variants: list[Variant]) -> str:
         f"intervals over {plural(seeds, 'seed')} say how much the order of the data matters, not "
         "how another base, task or size would come out. "
         + (f"{tuned} " if tuned else "")
-        + "What a variant needs in memory on a larger model is planned by moesaic plan MODEL. "
-        f"Measured on {hardware.get('cpu')}, {hardware.get('cores')} cores, "
-        f"{study.found.threads} threads; speeds of one machine, "
+        + f"Measured on {hardware.get('cpu')}, {hardware.get('cores')} cores, "
+        f"{plural(study.found.threads, 'thread')}; speeds of one machine, "
         f"{count(study.found.base.rows * study.found.base.seq_len)} tokens a step."
     )
 

@@ -45,6 +45,14 @@ class Estimate:
         return "better" if (self.value > 0) == higher_is_better else "worse"
 
 
+def around(value: float, stderr: float | None, n: int | None = None) -> Estimate:
+    """A mean with its standard error over ``n`` measurements, which are many where it is None."""
+    if stderr is None:
+        return Estimate(value)
+    half = (_NORMAL_95 if n is None else _factor(n)) * stderr
+    return Estimate(value, value - half, value + half, n or 1)
+
+
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean of independent values; the interval is Student's, and there is none of one value.
 
@@ -53,7 +61,9 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = fmean(values)
     if len(values) < 2:
         return Estimate(mean)
-    degrees = len(values) - 1
-    factor = _T_95[degrees - 1] if degrees <= len(_T_95) else _NORMAL_95
-    half = factor * stdev(values) / sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half, len(values))
+    return around(mean, stdev(values) / sqrt(len(values)), len(values))
+
+
+def _factor(n: int) -> float:
+    """Standard errors on either side of a 95 % interval of the mean of ``n``."""
+    return _T_95[n - 2] if n - 2 < len(_T_95) else _NORMAL_95

@@ -57,6 +57,9 @@ _ORDER = (
 """Sections as they follow each other, each shown where it has something to show."""
 
 
+_STUDIES = "studies of variants"
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """What a page says, before it is HTML."""
@@ -89,6 +92,8 @@ class Page:
 def make_page(sources: Sources, title: str) -> Page:
     """The sections that there is something for."""
     sections = (make(sources) for make in _ORDER)
+    if [*sources.shown] == [_STUDIES]:
+        title = "Which variant of partial training to use"
     return Page(title, _subtitle(sources), tuple(one for one in sections if one is not None))
 
 

@@ -19,6 +19,8 @@ class Compared(Form):
     loss: float
     rise: float
     rise_stderr: float | None
+    batches: int | None = None
+    """Pairs that the error was taken over."""
 
 
 class RoutedDomain(Form):
@@ -108,7 +110,8 @@ class Weights(Form):
     """How alike experts are."""
 
     experts: Similar
-    router: Similar
+    router: Similar | None
+    """None where every layer's experts are chosen by a hash."""
 
 
 class Point(Form):

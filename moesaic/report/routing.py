@@ -2,14 +2,12 @@
 
 from moesaic.report.ablation import ablation
 from moesaic.report.blocks import Block, Claim, Prose, Section, section
-from moesaic.report.estimate import Estimate
+from moesaic.report.estimate import Estimate, around
 from moesaic.report.figures import Axis, Figure, Mark, Series, heat, intervals, lines
 from moesaic.report.routed import ByLayer, Compared, Routed
 from moesaic.report.sources import RoutingResult, Sources
 from moesaic.report.words import interval, listed, number, percent, ratio, signed
 
-_Z = 1.960
-"""Standard errors on either side of a 95 % interval."""
 _LAYERS_SHOWN = 3
 """Layers whose domains are laid side by side."""
 
@@ -42,10 +40,7 @@ def changes(result: RoutingResult) -> list[Mark]:
 
 def rise(against: Compared) -> Estimate:
     """By how much the loss is above the other checkpoint's."""
-    if against.rise_stderr is None:
-        return Estimate(against.rise)
-    half = _Z * against.rise_stderr
-    return Estimate(against.rise, against.rise - half, against.rise + half)
+    return around(against.rise, against.rise_stderr, against.batches)
 
 
 def _changed(name: str, loss: float, against: Compared, tokens: int) -> Claim:
@@ -252,6 +247,8 @@ def _alike(found: Routed, title: str, place: int) -> Figure | None:
     kinds = (("experts", found.weights.experts), ("router directions", found.weights.router))
     series: list[Series] = []
     for colour, (name, similar) in enumerate(kinds):
+        if similar is None:
+            continue
         series.append(_by_layer(f"{name}, mean", found, similar.mean, colour))
         nearest = tuple(quantiles[-1] for quantiles in similar.quantiles)
         series.append(_by_layer(f"{name}, nearest pair", found, nearest, colour, dashed=True))

@@ -92,7 +92,7 @@ def share(score: Score) -> bool:
 def titled(name: str, task: TaskResult) -> str:
     """A task's name, with the text where that is all that it is about."""
     data = task.description.get("data")
-    return f"{name} of {data}" if isinstance(data, str) else name
+    return f"{name.partition('_')[0]} of {data}" if isinstance(data, str) else name
 
 
 def compared(against: Against) -> Estimate:

@@ -104,6 +104,21 @@ def test_the_loss_above_the_other_checkpoint_is_that_on_the_same_tokens(
     assert domain["against"]["rise"] == pytest.approx(domain["loss"] - alone["loss"], abs=1e-4)
 
 
+def test_rows_are_as_long_as_asked_for_and_no_longer_than_the_model_sees(
+    write_checkpoint: Write,
+) -> None:
+    folder = write_checkpoint("v2")
+    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    found = _study(folder, RoutingConfig(tokens=300, seq_len=16))
+    for source in _sources(folder):
+        [*batches] = source.batches(tokenizer, 16, 300)
+        assert {batch.ids_BS.shape[1] for batch in batches} == {16}
+        scores = score_experts(model, batches)
+        assert found["domains"][source.name]["loss"] == pytest.approx(scores.loss, rel=1e-5)
+    with pytest.raises(ConfigError, match="seq_len=65 is more than max_position_embeddings=64"):
+        _study(folder, RoutingConfig(seq_len=65))
+
+
 def test_the_same_is_found_with_the_experts_on_disk(write_checkpoint: Write) -> None:
     folder = write_checkpoint("v2")
     asked = RoutingConfig(tokens=300, ablation=AblationConfig(tokens=200))

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from report.conftest import HOSTILE
 
 from moesaic.report.blocks import Claim, Figure, Grid, Prose, Readings, Section
@@ -13,7 +14,8 @@ from moesaic.report.experts import experts
 from moesaic.report.losses import retention
 from moesaic.report.merging import merging
 from moesaic.report.read import read_sources
-from moesaic.report.routing import routing
+from moesaic.report.routed import Compared
+from moesaic.report.routing import rise, routing
 from moesaic.report.runs import base_of, is_over, pace, task_domains
 from moesaic.report.samples import samples
 from moesaic.report.scores import scores
@@ -70,6 +72,28 @@ def test_the_load_is_shown_at_the_beginning_and_at_the_end(sources: Sources):
 def test_what_is_held_before_training_is_said_with_its_cost(sources: Sources):
     assert "Before training, the base makes" in told(experts(sources))
     assert "nats that comes from routing alone" in told(experts(sources))
+
+
+def test_the_interval_of_a_change_is_students_over_pairs_of_batches():
+    compared = {"loss": 2.0, "rise": -0.5, "rise_stderr": 0.1}
+    few = rise(Compared.model_validate({**compared, "batches": 3}))
+    assert (few.low, few.high) == pytest.approx((-0.5 - 0.4303, -0.5 + 0.4303))
+    many = rise(Compared.model_validate(compared))  # as files had it before they told how many
+    assert many.half == pytest.approx(0.196)
+    assert rise(Compared.model_validate({**compared, "rise_stderr": None})).half is None
+
+
+def test_a_model_whose_experts_a_hash_chooses_has_no_router_to_show(
+    sources: Sources, tmp_path: Path
+):
+    [found] = sources.routings
+    values = json.loads((found.folder / "routing.json").read_text())
+    values["weights"]["router"] = None
+    (tmp_path / "routing.json").write_text(json.dumps(values))
+    section = routing(read_sources([tmp_path]))
+    assert section is not None
+    [alike] = [one for one in section.figures if one.id == "routing-alike-1"]
+    assert "router" not in json.dumps(alike.data)
 
 
 def test_every_part_of_a_routing_analysis_has_a_chart(sources: Sources):

@@ -1,11 +1,15 @@
 """Of several variants the page says which to use, when, and how sure that is."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from moesaic.config.esft import EsftConfig
 from moesaic.report.advice import study_claims
+from moesaic.report.explain import explained
 from moesaic.report.forms import Outcome
+from moesaic.report.page import make_page
 from moesaic.report.read import read_sources
 from moesaic.report.study import Variant, difference, equals, preferences, variants_of
 
@@ -79,3 +83,23 @@ def test_the_advice_names_a_variant_for_each_wish(study: Path):
     assert "Use A masked to forget least" in advice.text
     assert "Use full only if forgetting does not matter" in advice.text
     assert "cannot tell the two apart" in advice.detail
+
+
+def test_a_newcomer_is_told_what_each_variant_is_and_how_to_have_it(study: Path):
+    sources = read_sources([study])
+    page = make_page(sources, "file")
+    assert page.title == "Which variant of partial training to use"
+    table = explained(sources.studies[0])
+    assert table is not None
+    rows = {row.values["name"]: row.values for row in table.rows}
+    assert set(rows) == set(sources.studies[0].found.variants)
+    assert rows["A masked"]["reach"] == "the chosen ones only"
+    assert rows["B frozen-kept"]["table"] == 'variant = "frozen-kept", frozen_experts = 16'
+    assert rows["D natural, int4"]["others"] == "held in integers of 4 bits"
+    assert rows["full"]["table"] == "leave [esft] out"
+    for row in rows.values():
+        if row["trained"] != "everything":
+            EsftConfig.model_validate(tomllib.loads(row["table"].replace('", ', '"\n')) | ONE)
+
+
+ONE = {"experts": 1}

@@ -214,11 +214,18 @@ const Charts = (() => {
       const group = svgElement("g", { "font-size": 12 });
       for (const one of clusters) {
         const wide = longest(one.names), tall = one.names.length * 14;
-        const sides = [[10, -tall / 2], [-10 - wide, -tall / 2], [-wide / 2, -tall - 8], [-wide / 2, 9], [10, 8], [10, -tall - 6], [-10 - wide, 8], [-10 - wide, -tall - 6]];
-        const boxes = sides.map(([dx, dy]) => ({ left: one.x + dx, right: one.x + dx + wide, top: one.y + dy, bottom: one.y + dy + tall }));
+        const sides = [[10, -tall / 2, 1, 0], [-10 - wide, -tall / 2, -1, 0], [-wide / 2, -tall - 8, 0, -1], [-wide / 2, 9, 0, 1], [10, 8, 1, 1], [10, -tall - 6, 1, -1], [-10 - wide, 8, -1, 1], [-10 - wide, -tall - 6, -1, -1]];
+        const boxes = [0, 20, 40, 60, 80, 100].flatMap((away) => sides.map(([dx, dy, h, v]) => {
+          const left = one.x + dx + h * away, top = one.y + dy + v * away;
+          return { left, right: left + wide, top, bottom: top + tall, away };
+        }));
         const fits = (box) => box.left > marginLeft && box.right < width && box.top > marginTop - 16 && box.bottom < height - marginBottom && taken.every((other) => box.right < other.left || box.left > other.right || box.bottom < other.top || box.top > other.bottom);
         const box = boxes.find(fits) ?? boxes[0];
         taken.push(box);
+        if (box.away) {
+          const near = (low, high, at) => Math.max(low, Math.min(high, at));
+          group.append(svgElement("line", { x1: one.x, y1: one.y, x2: near(box.left, box.right, one.x), y2: near(box.top, box.bottom, one.y), stroke: "var(--soft)", "stroke-width": 0.8 }));
+        }
         one.names.forEach((name, line) => group.append(svgElement("text", { x: box.left, y: box.top + line * 14 + 11, "text-anchor": "start", fill: one.names.length > 1 ? "currentColor" : colour(one.colour) }, name)));
       }
       return group;
