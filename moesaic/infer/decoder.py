@@ -5,6 +5,7 @@ Letters: T tokens fed, D hidden, V vocabulary, B sequences, S positions fed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
@@ -21,7 +22,7 @@ from moesaic.model.transformer import Transformer
 Wants = Literal["none", "last", "all"]
 """Of which of the tokens fed logits are asked for."""
 
-_CHUNK = 512
+_CHUNK = 1024
 """Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
 _FEW = 16
 """Up to this many tokens the compiled form reads weights faster than a matmul multiplies them."""
@@ -175,45 +176,25 @@ class CpuDecoder:
         if self._many is not None and sum(len(one.ids) for one in fed) > _FEW:
             return self._many.feed(fed)
         make_rooms(fed)
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in fed]
-        flat = [(row, token) for row, one in enumerate(fed) for token in range(len(one.ids))]
-        for start in range(0, len(flat), self._native.most_tokens):
-            self._feed_piece(fed, flat[start : start + self._native.most_tokens], found)
-        return [Found(*map(torch.cat, zip(*each, strict=True))) for each in found]
+        ids = [token for one in fed for token in one.ids]
+        owners = [one.held for one in fed for _ in one.ids]
+        ends = list(accumulate(len(one.ids) for one in fed))
+        asked = [range(end - _count(one), end) for one, end in zip(fed, ends, strict=True)]
+        wanted = [place for part in asked for place in part]
+        logits, hidden = self._native.step(ids, owners, wanted)
+        split = zip(logits.split(list(map(len, asked))), asked, strict=True)
+        return [Found(found, hidden[part.start : part.stop]) for found, part in split]
 
     @torch.inference_mode()
     def draft(self, known: Sequence[Known]) -> Tensor:
         """See `Decoder`."""
         if self._many is not None and sum(len(one.ids) for one in known) > _FEW:
             return self._many.draft(known)
-        flat = [(one, place) for one in known for place in range(len(one.ids))]
-        logits, most = [], self._native.most_tokens
-        for piece in (flat[start : start + most] for start in range(0, len(flat), most)):
-            previous_TD = torch.stack([one.hidden_TD[place] for one, place in piece])
-            ids = [one.ids[place] for one, place in piece]
-            owners = [one.held for one, _ in piece]
-            last = [i for i, (one, place) in enumerate(piece) if place == len(one.ids) - 1]
-            logits.append(self._native.draft(previous_TD, ids, owners, last))
-        return torch.cat(logits)
-
-    def _feed_piece(
-        self,
-        fed: Sequence[Fed],
-        piece: Sequence[tuple[int, int]],
-        found: list[list[tuple[Tensor, Tensor]]],
-    ) -> None:
-        """One call; what it gives is added to what was found for each sequence."""
-        ids = [fed[row].ids[token] for row, token in piece]
-        asked = [
-            place
-            for place, (row, token) in enumerate(piece)
-            if token >= len(fed[row].ids) - _count(fed[row])
-        ]
-        logits, hidden = self._native.step(ids, [fed[row].held for row, _ in piece], asked)
-        of_row = [piece[place][0] for place in asked]
-        for row in dict.fromkeys(row for row, _ in piece):
-            mine = [i for i, owner in enumerate(of_row) if owner == row]
-            found[row].append((logits[mine], hidden[[asked[i] for i in mine]]))
+        previous_TD = torch.cat([one.hidden_TD for one in known])
+        ids = [token for one in known for token in one.ids]
+        owners = [one.held for one in known for _ in one.ids]
+        last = [end - 1 for end in accumulate(len(one.ids) for one in known)]
+        return self._native.draft(previous_TD, ids, owners, last)
 
 
 def build_decoder(model: Transformer, pool: BlockPool, form: Form = "weights") -> Decoder:

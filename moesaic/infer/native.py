@@ -1,29 +1,25 @@
-"""`NativeDecoder`: a model on a CPU, fed a few tokens at a time by one compiled call.
+"""`NativeDecoder`: a model on a CPU, fed tokens by compiled calls.
 
-Letters: T tokens fed, D hidden, V vocabulary, P positions, R rotary width.
+Letters: T tokens fed, D hidden, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from ctypes import pointer
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moesaic.config.model import ModelConfig
-from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held
-from moesaic.kernels.native.pack import FLOAT_FORMATS, Form, Matrix, as_matrix
-from moesaic.kernels.native.structures import Layer, Model, Pass, native_library
-from moesaic.model.attention import MultiHeadAttention
-from moesaic.model.block import Block
-from moesaic.model.linear import Linear
-from moesaic.model.mla import LatentAttention
-from moesaic.model.moe import MoE
+from moesaic.infer.describe import Description, most_tokens
+from moesaic.infer.held import cache_of
+from moesaic.kernels.native.pack import Form
+from moesaic.kernels.native.structures import NEED, Pass, native_library
 from moesaic.model.mtp import PredictionModule
 from moesaic.model.norm import RMSNorm
-from moesaic.model.rope import softmax_scale
-from moesaic.model.router import Router
 from moesaic.model.transformer import Transformer
 
 
@@ -32,8 +28,9 @@ class NativeDecoder:
 
     The numbers are those of `Transformer`, but sums and what goes from layer to layer stay in
     float32, whatever the weights are; with integer weights, what they are multiplied with is
-    rounded to 8 bits in groups, too. Weights held as they are stay where the model has them, and
-    must not be replaced meanwhile.
+    rounded to 8 bits in groups, too. A token's numbers do not depend on what else is fed, nor on
+    which experts were at hand. Weights held as they are stay where the model has them, and must
+    not be replaced meanwhile.
     """
 
     def __init__(self, model: Transformer, pool: BlockPool, form: Form = "weights") -> None:
@@ -42,43 +39,18 @@ class NativeDecoder:
         Args:
             model: on a CPU, in float32 or bfloat16.
             pool: where its caches lie.
-            form: how to hold its matrices; embedding, norms, routers and ``kv_b_proj`` stay as
-                they are.
+            form: how to hold its matrices; see `Description`.
 
         Raises:
             RequestError: if there is no compiled form, or not of this model.
         """
         self._library = native_library()
-        check_served(model)
         self.model, self.pool = model, pool
-        self._form: Form = form
-        self._keep: list[Any] = []
-        config = model.config
-        blocks = [block for block in model.model.layers if isinstance(block, Block)]
-        layers = (Layer * len(blocks))(*(self._layer(*each) for each in enumerate(blocks)))
-        cosines, sines = self._angles(config.max_position_embeddings)
-        attention = blocks[0].self_attn
-        gates = [g for moe in model.moe_layers().values() if isinstance(g := moe.gate, Router)]
-        self._described = Model(
-            layers=layers,
-            cosines=cosines,
-            sines=sines,
-            head=as_matrix(model.head_weight, form, self._keep),
-            **_sizes(config, gates[0] if gates else None),
-            cache_format=FLOAT_FORMATS[pool.dtype],
-            block=pool.block,
-            softmax_scale=softmax_scale(config),
-            norm_eps=blocks[0].input_layernorm.eps,
-            latent_eps=(
-                attention.kv_a_layernorm.eps if isinstance(attention, LatentAttention) else 0.0
-            ),
-        )
-        self._keep.append(layers)
-
-    @property
-    def most_tokens(self) -> int:
-        """How many tokens one call takes."""
-        return self._library.moesaic_most_tokens()
+        self._experts = cache_of(model)
+        self._error: BaseException | None = None
+        need = None if self._experts is None else NEED(self._need)
+        self._description = Description(model, pool, form, need)
+        self._most = most_tokens(model, self._library.moesaic_most_tokens())
 
     def step(
         self, ids: Sequence[int], owners: Sequence[Held], wanted: Sequence[int] | None = None
@@ -88,7 +60,7 @@ class NativeDecoder:
         Args:
             ids: of the tokens.
             owners: the sequence of each; rooms must have been made before.
-            wanted: indices of the tokens whose logits are asked for; None for all.
+            wanted: ascending indices of the tokens whose logits are asked for; None for all.
 
         Returns:
             Logits float32 [wanted, V], and the normed hidden states float32 [T, D].
@@ -133,6 +105,9 @@ class NativeDecoder:
     ) -> tuple[Tensor, Tensor]:
         """Some layers, a norm and the head. See `step`.
 
+        More tokens than a call takes go through one layer after the other, so that the experts of
+        a layer are brought once for all of them.
+
         Args:
             x_TD: float32, the input of the first layer; it is overwritten by the hidden states.
             owners: the sequence of each token.
@@ -140,139 +115,88 @@ class NativeDecoder:
             norm: weight of the last norm.
             wanted: tokens whose logits are asked for.
             advance: whether the sequences count the tokens as held afterwards.
+
+        Raises:
+            CheckpointError: if an expert cannot be read; nothing counts as held then.
         """
-        tables, rows, positions = _placed(owners)
-        asked = list(range(len(owners)) if wanted is None else wanted)
-        arrays = [torch.tensor(each, dtype=torch.int32) for each in (positions, rows, asked)]
-        weight = norm.detach().float().contiguous()
-        logits = torch.empty(len(asked), self._described.head.rows)
         assert x_TD.is_contiguous()
         assert x_TD.dtype == torch.float32
-        told = Pass(
-            *(each.data_ptr() for each in (arrays[0], arrays[1], tables, arrays[2])),
-            weight.data_ptr(),
-            x_TD.data_ptr(),
-            logits.data_ptr(),
-            len(owners),
-            len(asked),
-            tables.shape[1],
-            layers.start,
-            layers.stop,
-            torch.get_num_threads(),
-        )
-        self._library.moesaic_pass(pointer(self._described), pointer(told))
+        asked = range(len(owners)) if wanted is None else wanted
+        pieces = list(_Piece.of(owners, asked, self._most))
+        weight = norm.detach().float().contiguous()
+        if len(pieces) > 1:
+            for layer in layers:
+                for piece in pieces:
+                    self._pass(x_TD, piece, range(layer, layer + 1), None)
+            layers = range(layers.stop, layers.stop)
+        logits = torch.cat([self._pass(x_TD, piece, layers, weight) for piece in pieces])
         if advance:
             for owner in owners:
                 owner.length += 1
         return logits, x_TD
 
-    def _layer(self, index: int, layer: Block) -> Layer:
-        attention = layer.self_attn
-        described = Layer(
-            input_norm=self._floats(layer.input_layernorm.weight),
-            post_norm=self._floats(layer.post_attention_layernorm.weight),
-            output=self._matrix(attention.o_proj),
-            cache=self.pool.layers[index].data_ptr(),
+    def _pass(self, x_TD: Tensor, piece: "_Piece", layers: range, norm: Tensor | None) -> Tensor:
+        """One call; logits of the tokens that are asked for, if there is a norm."""
+        model, asked = self._description.model, piece.asked if norm is not None else _NOTHING
+        logits = torch.empty(len(asked), model.head.rows)
+        told = Pass(
+            *(each.data_ptr() for each in (piece.positions, piece.rows, piece.tables, asked)),
+            None if norm is None else norm.data_ptr(),
+            x_TD[piece.start :].data_ptr(),
+            logits.data_ptr(),
+            len(piece.positions),
+            len(asked),
+            piece.tables.shape[1],
+            layers.start,
+            layers.stop,
+            torch.get_num_threads(),
         )
-        if isinstance(attention, LatentAttention):
-            self._describe_latent(described, attention)
-        else:
-            assert isinstance(attention, MultiHeadAttention)
-            described.query = self._matrix(attention.q_proj)
-            described.key = self._matrix(attention.k_proj)
-            described.value = self._matrix(attention.v_proj)
-        mlp = layer.mlp
-        if isinstance(mlp, MoE):
-            self._describe_experts(described, mlp)
-        dense = mlp.shared_experts if isinstance(mlp, MoE) else mlp
-        if dense is not None:
-            described.gate = self._matrix(dense.gate_proj)
-            described.up = self._matrix(dense.up_proj)
-            described.down = self._matrix(dense.down_proj)
-        return described
+        with nullcontext() if self._experts is None else self._experts.lock:
+            failed = self._library.moesaic_pass(pointer(model), pointer(told))
+        if failed:
+            error, self._error = self._error, None
+            assert error is not None
+            raise error
+        return logits
 
-    def _describe_latent(self, described: Layer, attention: LatentAttention) -> None:
-        described.key = self._matrix(attention.kv_a_proj_with_mqa)
-        described.value = as_matrix(attention.kv_b_proj.weight, "weights", self._keep)
-        described.latent_norm = self._floats(attention.kv_a_layernorm.weight)
-        if attention.has_query_latent:
-            described.query = self._matrix(attention.q_a_proj)
-            described.query_up = self._matrix(attention.q_b_proj)
-            described.query_norm = self._floats(attention.q_a_layernorm.weight)
-        else:
-            described.query = self._matrix(attention.q_proj)
-
-    def _describe_experts(self, described: Layer, moe: MoE) -> None:
-        gate, experts = moe.gate, moe.experts
-        assert isinstance(gate, Router)
-        described.router = as_matrix(gate.weight.float(), "weights", self._keep)
-        described.experts_in = as_matrix(experts.gate_up_proj, self._form, self._keep)
-        described.experts_out = as_matrix(experts.down_proj, self._form, self._keep)
-        if gate.e_score_correction_bias is not None:
-            described.bias = self._floats(gate.e_score_correction_bias)
-        if gate.allowed is not None:
-            described.allowed = self._address(gate.allowed.to(torch.uint8))
-        if experts.slot_of_expert is not None:
-            described.slots = self._address(experts.slot_of_expert.to(torch.int32))
-
-    def _matrix(self, linear: Linear) -> Matrix:
-        return as_matrix(linear.weight, self._form, self._keep)
-
-    def _floats(self, values: Tensor) -> int:
-        return self._address(values.detach().float())
-
-    def _address(self, values: Tensor) -> int:
-        self._keep.append(values.contiguous())
-        return self._keep[-1].data_ptr()
-
-    def _angles(self, positions: int) -> tuple[int, int]:
-        """Cosines and sines of every position, float32 [P, R/2]."""
-        rotation = self.model.rope(torch.arange(positions).unsqueeze(0))
-        return self._floats(rotation.cos.flatten(0, -2)), self._floats(rotation.sin.flatten(0, -2))
+    def _need(self, layer: int, ids: Any, n: int, guess: Any, n_guessed: int) -> int:
+        """``Need`` of model.h; what goes wrong is raised when the call has returned."""
+        assert self._experts is not None
+        try:
+            self._experts.need(layer, Counter(ids[:n]), dict.fromkeys(guess[:n_guessed]))
+        except BaseException as error:
+            self._error = error
+            return 1
+        return 0
 
 
-def check_served(model: Transformer) -> None:
-    """See that the compiled functions know everything in a model.
-
-    Raises:
-        RequestError: if they do not.
-    """
-    why = None
-    weight = model.model.embed_tokens.weight
-    if weight.device.type != "cpu":
-        why = f"its weights are on {weight.device.type}"
-    elif weight.dtype not in FLOAT_FORMATS:
-        why = f"its weights are {weight.dtype}"
-    for moe in model.moe_layers().values():
-        if not isinstance(moe.gate, Router):
-            why = "it routes by hashing"
-        elif moe.experts.frozen is not None or moe.experts.lora is not None:
-            why = "some experts are held apart, or have adapters"
-    if why is not None:
-        raise RequestError(f"the compiled decoder does not serve this model: {why}")
+_NOTHING = torch.empty(0, dtype=torch.int32)
 
 
-def _sizes(config: ModelConfig, gate: Router | None) -> dict[str, int | float]:
-    """Widths and counts, under their names in model.h."""
-    return {
-        "hidden": config.hidden_size,
-        "heads": config.num_attention_heads,
-        "key_heads": config.num_key_value_heads,
-        "head_width": 0 if config.is_latent else config.qk_head_dim,
-        "unrotated": config.qk_nope_head_dim or 0,
-        "rotated": config.rope_dim,
-        "value_width": config.value_dim,
-        "latent": config.kv_lora_rank or 0,
-        "is_latent": config.is_latent,
-        "is_interleaved": config.rope_interleave,
-        "experts": 0 if gate is None else config.experts,
-        "chosen": 0 if gate is None else gate.n_chosen,
-        "groups": 1 if gate is None else gate.n_groups,
-        "kept_groups": 1 if gate is None else gate.kept_groups,
-        "is_sigmoid": gate is not None and gate.scoring_func == "sigmoid",
-        "normalises": gate is not None and gate.norm_topk_prob,
-        "gate_scale": 1.0 if gate is None else gate.scale,
-    }
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Tokens of one call."""
+
+    start: int
+    """Which the first is."""
+    tables: Tensor
+    """Blocks of each sequence, int32."""
+    rows: Tensor
+    """Of each token its sequence's row of the tables, int32."""
+    positions: Tensor
+    """Of each token, int32."""
+    asked: Tensor
+    """Tokens whose logits are asked for, counted in the piece, int32."""
+
+    @classmethod
+    def of(cls, owners: Sequence[Held], asked: Sequence[int], most: int) -> Iterator["_Piece"]:
+        """All tokens in pieces."""
+        tables, rows, positions = _placed(owners)
+        for start in range(0, len(owners), most):
+            inside = [i - start for i in asked if start <= i < start + most]
+            parts = (each[start : start + most] for each in (rows, positions))
+            numbers = (torch.tensor(each, dtype=torch.int32) for each in (*parts, inside))
+            yield cls(start, tables, *numbers)
 
 
 def _placed(owners: Sequence[Held]) -> tuple[Tensor, list[int], list[int]]:

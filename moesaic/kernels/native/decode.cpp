@@ -62,9 +62,9 @@ void multiply(const Matrix& weight, const Inputs& x, const Member& me, float* ou
   }
 }
 
-// A token and one of its experts; pairs of one expert lie together.
+// A token and one of its experts; pairs of one expert lie together, in the order of the experts.
 struct Pair {
-  int32_t slot, token;
+  int32_t expert, slot, token;
   float weight;
 };
 
@@ -99,7 +99,14 @@ class Step {
     states_ = room_.floats(p.threads * n * m.heads * shape_.state());
     scores_ = room_.floats(n * m.experts);
     chosen_.resize(size_t(n * m.chosen));
+    if (m.need) {
+      ahead_ = room_.activations(n, m.hidden);
+      guessed_.resize(chosen_.size());
+    }
   }
+
+  // Whether the experts could be had.
+  bool is_whole() const { return !failed_; }
 
   // What every thread does; the runtime may give fewer of them than were asked for.
   void run(int index, int threads) {
@@ -108,9 +115,10 @@ class Step {
     const Member me{index, threads, &barrier_};
     for (int i = p.first_layer; i < p.last_layer; i++) {
       attend_in(m.layers[i], me);
-      feed_forward(m.layers[i], me);
+      feed_forward(i, me);
+      if (failed_) return;
     }
-    finish(me);
+    if (p.last_norm) finish(me);
   }
 
  private:
@@ -130,7 +138,7 @@ class Step {
   // ---- attention ----
 
   void attend_in(const Layer& layer, const Member& me) {
-    take_normed(layer.input_norm, me, layer.query.format, layer.key.format);
+    take_normed(layer.input_norm, me, {&layer.query, &layer.key, m.is_latent ? nullptr : &layer.value});
     multiply(layer.key, inputs_, me, key_, key_width_);
     if (!m.is_latent) multiply(layer.value, inputs_, me, value_, key_width_);
     const int64_t queries = m.heads * query_width_;
@@ -265,10 +273,12 @@ class Step {
 
   // ---- feed-forward ----
 
-  void feed_forward(const Layer& layer, const Member& me) {
+  void feed_forward(int32_t index, const Member& me) {
+    const Layer& layer = m.layers[index];
     const bool has_dense = layer.down.rows, has_experts = layer.router.rows;
-    take_normed(layer.post_norm, me, layer.gate.format, layer.experts_in.format);
-    if (has_experts) route(layer, me);
+    take_normed(layer.post_norm, me, {&layer.gate, &layer.up, &layer.experts_in});
+    if (has_experts) route(index, me);
+    if (failed_) return;
     if (has_dense) enter_dense(layer, me);
     if (has_experts) enter_experts(layer, me);
     me.meet();
@@ -293,27 +303,58 @@ class Step {
     }
   }
 
-  void route(const Layer& layer, const Member& me) {
+  void route(int32_t index, const Member& me) {
+    const Layer& layer = m.layers[index];
     multiply(layer.router, inputs_, me, scores_, m.experts);
     me.meet();
     share(p.count, me, [&](int64_t t) {
       choose(m, layer, scores_ + t * m.experts, chosen_.data() + t * m.chosen);
     });
-    if (me.index == 0) sort_pairs(layer);
+    const bool guesses = m.need && index + 1 < p.last_layer && m.layers[index + 1].router.rows;
+    if (guesses) guess(m.layers[index + 1], me);
+    if (me.index == 0) {
+      failed_ = m.need && ask(index, guesses);
+      if (!failed_) sort_pairs(layer);
+    }
     me.meet();
+  }
+
+  // What the next layer's router says of the stream as it is before this layer's experts.
+  void guess(const Layer& next, const Member& me) {
+    share(p.count, me, [&](int64_t t) {
+      norm(p.stream + t * m.hidden, next.post_norm, m.hidden, m.norm_eps, ahead_[t].values);
+      ahead_[t].prepare(m.hidden, next.router.format);
+    });
+    multiply(next.router, pointers(ahead_), me, scores_, m.experts);
+    me.meet();
+    share(p.count, me, [&](int64_t t) {
+      choose(m, next, scores_ + t * m.experts, guessed_.data() + t * m.chosen);
+    });
+  }
+
+  bool ask(int32_t index, bool guesses) const {
+    const std::vector<int32_t> chosen = ids(chosen_);
+    const std::vector<int32_t> guessed = guesses ? ids(guessed_) : std::vector<int32_t>();
+    return m.need(index, chosen.data(), int32_t(chosen.size()), guessed.data(), int32_t(guessed.size()));
+  }
+
+  static std::vector<int32_t> ids(const std::vector<Choice>& choices) {
+    std::vector<int32_t> found;
+    for (const Choice& one : choices) found.push_back(one.expert);
+    return found;
   }
 
   void sort_pairs(const Layer& layer) {
     pairs_.clear();
     for (int32_t i = 0; i < int32_t(chosen_.size()); i++) {
-      const int32_t expert = chosen_[i].expert;
-      pairs_.push_back({layer.slots ? layer.slots[expert] : expert, i / m.chosen, chosen_[i].weight});
+      const int32_t expert = chosen_[i].expert, slot = layer.slots ? layer.slots[expert] : expert;
+      pairs_.push_back({expert, slot, i / m.chosen, chosen_[i].weight});
     }
     std::stable_sort(pairs_.begin(), pairs_.end(),
-                     [](const Pair& a, const Pair& b) { return a.slot < b.slot; });
+                     [](const Pair& a, const Pair& b) { return a.expert < b.expert; });
     runs_.assign(1, 0);
     for (size_t i = 1; i <= pairs_.size(); i++)
-      if (i == pairs_.size() || pairs_[i].slot != pairs_[i - 1].slot) runs_.push_back(i);
+      if (i == pairs_.size() || pairs_[i].expert != pairs_[i - 1].expert) runs_.push_back(i);
   }
 
   void enter_experts(const Layer& layer, const Member& me) {
@@ -323,7 +364,7 @@ class Step {
     for (size_t run = 0; run + 1 < runs_.size(); run++) {
       const size_t begin = runs_[run], count = runs_[run + 1] - begin;
       for (size_t i = 0; i < count; i++) x[i] = inputs_[pairs_[begin + i].token];
-      const int64_t base = pairs_[begin].slot * 2 * width;
+      const int64_t base = int64_t(pairs_[begin].slot) * 2 * width;
       for (int64_t r = me.begin(width); r < me.end(width); r++) {
         dot_all(layer.experts_in, base + r, x, int(count), gates);
         dot_all(layer.experts_in, base + width + r, x, int(count), ups);
@@ -350,11 +391,16 @@ class Step {
 
   // ---- the stream ----
 
-  void take_normed(const float* weight, const Member& me, int32_t format, int32_t other) {
+  // The normed stream, in the forms that some weights of a layer, where it has them, are
+  // multiplied with.
+  void take_normed(const float* weight, const Member& me, std::initializer_list<const Matrix*> by) {
+    bool formats[kFormats] = {};
+    for (const Matrix* one : by)
+      if (one && one->rows) formats[one->format] = true;
     share(p.count, me, [&](int64_t t) {
       norm(p.stream + t * m.hidden, weight, m.hidden, m.norm_eps, input_[t].values);
-      input_[t].prepare(m.hidden, format);
-      if (other != format) input_[t].prepare(m.hidden, other);
+      for (int32_t format = 0; format < kFormats; format++)
+        if (formats[format]) input_[t].prepare(m.hidden, format);
     });
   }
 
@@ -374,13 +420,14 @@ class Step {
   const Pass& p;
   Barrier barrier_;
   int threads_ = 1;
+  bool failed_ = false;
   const AttentionShape shape_;
   Room room_;
   int64_t query_width_, key_width_, row_width_, out_width_;
-  std::vector<Activation> input_, latent_, summed_, attended_, inner_, routed_;
+  std::vector<Activation> input_, latent_, summed_, attended_, inner_, routed_, ahead_;
   Inputs inputs_;
   float *low_, *query_, *key_, *value_, *turned_, *states_, *scores_;
-  std::vector<Choice> chosen_;
+  std::vector<Choice> chosen_, guessed_;
   std::vector<Pair> pairs_;
   std::vector<size_t> runs_;  // where pairs of another expert begin, and the end
 };
@@ -405,9 +452,11 @@ int32_t moesaic_is_vectorised() {
 #endif
 }
 
-void moesaic_pass(const moesaic::Model* model, const moesaic::Pass* pass) {
+// 0, or 1 if experts could not be had.
+int32_t moesaic_pass(const moesaic::Model* model, const moesaic::Pass* pass) {
   moesaic::Step step(*model, *pass);
 #pragma omp parallel num_threads(pass->threads)
   { step.run(omp_get_thread_num(), omp_get_num_threads()); }
+  return step.is_whole() ? 0 : 1;
 }
 }

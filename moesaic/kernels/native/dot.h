@@ -1,10 +1,11 @@
-// Products of the rows of a weight with activations, for weights in four formats.
+// Products of the rows of a weight with activations, for weights in five formats.
 //
 // A weight is read once for up to four activations at a time. Sums are float32. Integer weights meet
 // integer activations: those are rounded to 8 bits with one scale per group, as the weights are.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,15 +19,17 @@ namespace moesaic {
 
 constexpr int kGroup = 64;  // neighbours that share a scale, in weights and in activations
 constexpr int kTile = 4;    // activations a row of a weight is multiplied by before the next is read
+constexpr int kBlock = 128;  // neighbours of a row that share a scale in 8-bit floats
 
-enum Format : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3 };
+enum Format : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3, kFloat8 = 4 };
+constexpr int kFormats = 5;
 
-// A weight as it lies in memory. Rows of integers are padded to whole groups, with codes of 0. Four
-// bits: each group of 64 is 32 bytes, the first half of the group in their low halves, and 8 is
-// added to every code.
+// A weight as it lies in memory. Integers are as compressed-tensors stores them: half the number of
+// codes is added to each, so that none is negative, and of two codes in a byte the first is in the
+// low half. Rows of them are padded to whole groups.
 struct Matrix {
   const uint8_t* values;
-  const uint16_t* scales;  // bfloat16, one per group; null for floats
+  const uint16_t* scales;  // bfloat16, one per group; of 8-bit floats float32, one per block; or null
   int64_t stride;          // bytes from a row to the next
   int64_t rows;            // 0 where a layer has no such weight
   int32_t width;
@@ -35,6 +38,9 @@ struct Matrix {
   const uint8_t* row(int64_t index) const { return values + index * stride; }
   const uint16_t* row_scales(int64_t index) const { return scales + index * groups(); }
   int64_t groups() const { return (width + kGroup - 1) / kGroup; }
+  const float* row_blocks(int64_t index) const {
+    return reinterpret_cast<const float*>(scales) + index * ((width + kBlock - 1) / kBlock);
+  }
 };
 
 inline float widen(uint16_t half) {
@@ -54,7 +60,7 @@ inline uint16_t narrow(float value) {  // to the nearest, ties to even
 struct Activation {
   float* values;   // padded with 0 to whole groups
   uint16_t* halves;
-  int8_t* codes;
+  int8_t* codes;   // for 4 bits those of even places of a group first, then the others
   float* scales;
   float* sums;     // of the codes of each group
 
@@ -79,25 +85,30 @@ struct Activation {
   void prepare(int32_t width, int32_t format) {
     int64_t room = padded(width);
     std::fill(values + width, values + room, 0.0f);
-    if (format == kBFloat16) {
+    if (format == kBFloat16 || format == kFloat8) {
       for (int64_t i = 0; i < room; i++) halves[i] = narrow(values[i]);
     } else if (format != kFloat32) {
-      for (int64_t group = 0; group < room / kGroup; group++) quantise(group);
+      for (int64_t group = 0; group < room / kGroup; group++) quantise(group, format == kInt4);
     }
   }
 
  private:
-  void quantise(int64_t group) {
+  void quantise(int64_t group, bool in_pairs) {
     const float* from = values + group * kGroup;
     int8_t* to = codes + group * kGroup;
+    int8_t found[kGroup];
     float largest = 0.0f;
     for (int i = 0; i < kGroup; i++) largest = std::max(largest, std::fabs(from[i]));
     float inverse = largest > 0 ? 127.0f / largest : 0.0f;
     int total = 0;
     for (int i = 0; i < kGroup; i++) {
       int code = int(std::nearbyint(from[i] * inverse));
-      to[i] = int8_t(code);
+      found[i] = int8_t(code);
       total += code;
+    }
+    for (int i = 0; i < kGroup / 2; i++) {
+      to[in_pairs ? i : 2 * i] = found[2 * i];
+      to[in_pairs ? kGroup / 2 + i : 2 * i + 1] = found[2 * i + 1];
     }
     scales[group] = largest / 127.0f;
     sums[group] = float(total);
@@ -150,6 +161,61 @@ inline void dot_bfloat16(const uint16_t* row, int width, const Activation* const
 #endif
 }
 
+// The 8-bit floats without sign as bfloat16: 4 bits of exponent, 3 of mantissa, no infinity.
+inline const std::array<uint16_t, 128>& float8_magnitudes() {
+  static const std::array<uint16_t, 128> found = [] {
+    std::array<uint16_t, 128> table;
+    for (int i = 0; i < 128; i++) {
+      int exponent = i >> 3, mantissa = i & 7;
+      float value = exponent ? std::ldexp(1.0f + mantissa / 8.0f, exponent - 7)
+                             : std::ldexp(mantissa / 8.0f, -6);
+      table[i] = i == 127 ? 0x7fc0 : narrow(value);
+    }
+    return table;
+  }();
+  return found;
+}
+
+template <int N>
+inline void dot_float8(const uint8_t* row, const float* scales, int width,
+                       const Activation* const* x, float* out) {
+  const uint16_t* table = float8_magnitudes().data();
+#ifdef MOESAIC_AVX512
+  __m512i part[4];
+  for (int i = 0; i < 4; i++) part[i] = _mm512_loadu_si512(table + 32 * i);
+  __m512 sums[N];
+  for (int n = 0; n < N; n++) sums[n] = _mm512_setzero_ps();
+  for (int start = 0; start < width; start += kBlock, scales++) {
+    __m512 inside[N];
+    for (int n = 0; n < N; n++) inside[n] = _mm512_setzero_ps();
+    for (int i = start; i < std::min(width, start + kBlock); i += 32) {
+      __mmask32 there = width - i >= 32 ? 0xffffffffu : (1u << (width - i)) - 1;
+      __m512i codes = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(there, row + i));
+      __m512i low = _mm512_permutex2var_epi16(part[0], codes, part[1]);
+      __m512i high = _mm512_permutex2var_epi16(part[2], codes, part[3]);
+      __mmask32 is_high = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(0x40));
+      __m512i sign = _mm512_slli_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0x80)), 8);
+      __m512i values = _mm512_or_si512(_mm512_mask_blend_epi16(is_high, low, high), sign);
+      for (int n = 0; n < N; n++)
+        inside[n] = _mm512_dpbf16_ps(inside[n], (__m512bh)values,
+                                     (__m512bh)_mm512_loadu_si512(x[n]->halves + i));
+    }
+    for (int n = 0; n < N; n++)
+      sums[n] = _mm512_fmadd_ps(inside[n], _mm512_set1_ps(*scales), sums[n]);
+  }
+  for (int n = 0; n < N; n++) out[n] = _mm512_reduce_add_ps(sums[n]);
+#else
+  for (int n = 0; n < N; n++) {
+    float sum = 0.0f;
+    for (int i = 0; i < width; i++) {
+      float value = widen(table[row[i] & 127] | uint16_t((row[i] & 128) << 8));
+      sum += value * scales[i / kBlock] * widen(x[n]->halves[i]);
+    }
+    out[n] = sum;
+  }
+#endif
+}
+
 // Codes of a group as bytes from 0 up, and what was added to make them so.
 template <int32_t F>
 struct Codes;
@@ -159,9 +225,7 @@ template <>
 struct Codes<kInt8> {
   static constexpr int kBytes = 64;
   static constexpr float kOffset = 128.0f;
-  static __m512i load(const uint8_t* group) {
-    return _mm512_xor_si512(_mm512_loadu_si512(group), _mm512_set1_epi8(char(0x80)));
-  }
+  static __m512i load(const uint8_t* group) { return _mm512_loadu_si512(group); }
 };
 template <>
 struct Codes<kInt4> {
@@ -198,7 +262,7 @@ inline void dot_codes(const uint8_t* row, const uint16_t* scales, int64_t groups
 template <>
 struct Codes<kInt8> {
   static constexpr int kBytes = 64;
-  static int at(const uint8_t* group, int i) { return reinterpret_cast<const int8_t*>(group)[i]; }
+  static int at(const uint8_t* group, int i) { return group[i] - 128; }
 };
 template <>
 struct Codes<kInt4> {
@@ -236,6 +300,8 @@ inline void dot(const Matrix& weight, int64_t index, const Activation* const* x,
       return dot_bfloat16<N>(reinterpret_cast<const uint16_t*>(row), weight.width, x, out);
     case kInt8:
       return dot_codes<kInt8, N>(row, weight.row_scales(index), weight.groups(), x, out);
+    case kFloat8:
+      return dot_float8<N>(row, weight.row_blocks(index), weight.width, x, out);
     default:
       return dot_codes<kInt4, N>(row, weight.row_scales(index), weight.groups(), x, out);
   }

@@ -19,6 +19,11 @@ struct Layer {
   uint8_t* cache;
 };
 
+// Makes experts of a layer be there, in the places that Layer::slots then tells; those of the next
+// layer, a guess, may be on their way afterwards. Returns 0, or anything else to end the pass.
+using Need = int32_t (*)(int32_t layer, const int32_t* experts, int32_t count,
+                         const int32_t* guessed, int32_t guesses);
+
 struct Model {
   const Layer* layers;
   const float *cosines, *sines;  // [positions, rotated / 2]
@@ -29,6 +34,7 @@ struct Model {
   int32_t experts, chosen, groups, kept_groups, is_sigmoid, normalises;
   int32_t cache_format, block;  // block: positions in one
   float gate_scale, softmax_scale, norm_eps, latent_eps;
+  Need need;  // null where all experts are there
 };
 
 struct Pass {
@@ -36,7 +42,7 @@ struct Pass {
   const int32_t* sequences;  // [count], each token's row of the tables
   const int32_t* tables;     // [sequences, table_width], blocks of the cache
   const int32_t* wanted;     // [n_logits], tokens whose logits are asked for
-  const float* last_norm;
+  const float* last_norm;    // null: the output of the last layer is left as it is
   float* stream;             // [count, hidden]: the input of the first layer, then the normed output
   float* logits;             // [n_logits, vocabulary]
   int32_t count, n_logits, table_width, first_layer, last_layer, threads;

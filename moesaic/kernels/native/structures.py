@@ -1,11 +1,14 @@
 """The structures of model.h, and the compiled decoder that reads them."""
 
 import ctypes
-from ctypes import POINTER, c_float, c_int32, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_float, c_int32, c_void_p
 
 from moesaic.errors import RequestError
 from moesaic.kernels.native.build import library
 from moesaic.kernels.native.pack import Matrix
+
+NEED = CFUNCTYPE(c_int32, c_int32, POINTER(c_int32), c_int32, POINTER(c_int32), c_int32)
+"""``Need`` of model.h."""
 
 
 class Layer(ctypes.Structure):
@@ -43,6 +46,7 @@ class Model(ctypes.Structure):
             )
         ),
         *((n, c_float) for n in ("gate_scale", "softmax_scale", "norm_eps", "latent_eps")),
+        ("need", NEED),
     )
 
 
@@ -72,7 +76,7 @@ def native_library() -> ctypes.CDLL:
     if isinstance(found, str):
         raise RequestError(f"there is no compiled decoder here: {found}")
     found.moesaic_most_tokens.restype = ctypes.c_int64
-    found.moesaic_pass.restype = None
+    found.moesaic_pass.restype = ctypes.c_int32
     for name, structure in (("layer", Layer), ("model", Model), ("pass", Pass)):
         size = getattr(found, f"moesaic_size_of_{name}")
         size.restype = ctypes.c_int64

@@ -1,0 +1,156 @@
+"""A model from a folder, held to write text: as it is stored, and in a bounded memory."""
+
+from functools import partial
+from math import ceil
+from pathlib import Path
+
+import torch
+
+from moesaic.checkpoint.load import Reader, load_into
+from moesaic.config.model import ModelConfig
+from moesaic.errors import ConfigError
+from moesaic.infer.held import HeldExperts, HeldLinear
+from moesaic.infer.offload import ExpertCache
+from moesaic.infer.stored import Sizes, Source, expert_kinds, read_expert_
+from moesaic.kernels.native.build import library
+from moesaic.kernels.native.pack import FLOAT_FORMATS, Form, Rows
+from moesaic.kernels.native.structures import native_library
+from moesaic.model.build import empty_model, load_model, torch_dtype
+from moesaic.model.linear import Linear
+from moesaic.model.residency import Residency, layers_with_experts
+from moesaic.model.transformer import Transformer
+from moesaic.planner.inventory import tensors
+from moesaic.units import gib
+
+_CODES = ("int8", "int4", "float8")
+
+
+def load_served(
+    folder: Path | str,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    form: Form = "weights",
+    memory: int | None = None,
+) -> Transformer:
+    """The model in a checkpoint folder, to write text with and not to train.
+
+    Integers and 8-bit floats stay as they are stored where there is a compiled decoder for them:
+    nothing is made larger on the way. Tensors are read one at a time.
+
+    Args:
+        folder: see `load_model`.
+        dtype: of weights that are stored as floats, of embedding and norms.
+        device: where to.
+        form: what weights that are stored as floats are made; integers on a CPU only.
+        memory: bytes that all weights may take. The experts used most are held in what is left of
+            it beside the weights that every token needs, the others are read when they are chosen.
+            None for all experts.
+
+    Raises:
+        CheckpointError: if the folder is incomplete, damaged, or does not fit its config.json.
+        ConfigError: if the memory is too small, or ``form`` is asked of integers.
+        RequestError: if integers are asked for and there is no compiled decoder.
+    """
+    reader, dtype = Reader(folder), torch_dtype(dtype)
+    if form != "weights":
+        native_library()
+    compiled = _has_compiled_form(reader.config, dtype, torch.device(device))
+    quantised = reader.config.quantization_config is not None
+    if memory is None and form == "weights" and not (quantised and compiled):
+        return load_model(folder, dtype, device).requires_grad_(False)
+    source = Source(reader, dtype, form, keeps_codes=compiled)
+    n_slots = None if memory is None else slots_in(source, memory)
+    layers = layers_with_experts(reader.config)
+    apart = dict.fromkeys(layers, tuple(range(reader.config.experts)))
+    model = empty_model(reader.config, dtype, device, Residency({}, {}, apart))
+    _hold_linears_(model, source)
+    load_into(reader, model.state_dict(), model.residency.stacks(model.config))
+    _hold_experts_(model, source, n_slots, device)
+    return model.requires_grad_(False)
+
+
+def slots_in(source: Source, memory: int) -> int:
+    """How many experts can be held in so many bytes beside what every token needs.
+
+    Raises:
+        ConfigError: if these are fewer than a token needs at a time.
+    """
+    sizes, config = Sizes.of(source), source.reader.config
+    least = _least(sizes, config)
+    if memory < least:
+        smaller = ", ".join(_smaller(source))
+        raise ConfigError(
+            f"memory={gib(memory)} is too little for {source.reader.folder}: what every token "
+            f"needs takes {gib(sizes.resident)}, and the {config.num_experts_per_tok or 0} experts "
+            f"of a token in a layer take {gib(least - sizes.resident)}; give at least "
+            f"memory={_mib(least)}{smaller and f', or {smaller}'}"
+        )
+    return min(sizes.n_experts, (memory - sizes.resident) // max(1, sizes.expert))
+
+
+def _least(sizes: Sizes, config: ModelConfig) -> int:
+    return sizes.resident + (config.num_experts_per_tok or 0) * sizes.expert
+
+
+def _smaller(source: Source) -> list[str]:
+    """What else would make it fit into less."""
+    if source.form != "weights" or not source.keeps_codes:
+        return []
+    if source.reader.config.quantization_config is not None:
+        return []
+    forms: tuple[Form, ...] = ("int8", "int4")
+    others = {form: Source(source.reader, source.dtype, form, True) for form in forms}
+    sizes = {form: _least(Sizes.of(other), source.reader.config) for form, other in others.items()}
+    return [f"{_mib(least)} with form={form}" for form, least in sizes.items()]
+
+
+def _mib(n_bytes: int) -> str:
+    """Whole MiB, as it can be given."""
+    return f"{ceil(n_bytes / 2**20)}MiB"
+
+
+def _has_compiled_form(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    served = device.type == "cpu" and dtype in FLOAT_FORMATS and config.topk_method != "hash"
+    return served and not isinstance(library(), str)
+
+
+def _hold_linears_(model: Transformer, source: Source) -> None:
+    """Read linear layers that are held as codes, and put them in the place of the others."""
+    for spec in tensors(model.config):
+        name = spec.name.removesuffix(".weight")
+        if spec.role == "routed" or spec.copy_of is not None or len(spec.shape) != 2:
+            continue
+        kind = source.kind(spec)
+        if kind in _CODES and isinstance(model.get_submodule(name), Linear):
+            rows = Rows.empty(*spec.shape, kind)
+            source.read_into_(rows, spec.name)
+            model.set_submodule(name, HeldLinear(rows))
+
+
+def _hold_experts_(
+    model: Transformer, source: Source, n_slots: int | None, device: torch.device | str
+) -> None:
+    """Give every layer its experts: all of them, or a cache of so many that all layers share."""
+    config, layers = model.config, layers_with_experts(model.config)
+    if not layers:
+        return
+    assert config.moe_intermediate_size
+    width, inner = config.hidden_size, config.moe_intermediate_size
+    kinds = expert_kinds(source, [spec for spec in tensors(config) if spec.role == "routed"])
+
+    def room(n: int) -> tuple[Rows, Rows]:
+        rows_in = Rows.empty(n * 2 * inner, width, kinds[0], device)
+        return rows_in, Rows.empty(n * width, inner, kinds[1], device)
+
+    read, cache, shared = partial(read_expert_, source), None, None
+    if n_slots is not None:
+        shared = room(n_slots)
+        cache = ExpertCache(dict.fromkeys(layers, config.experts), *shared, n_slots, read)
+    for layer in layers:
+        rows_in, rows_out = shared or room(config.experts)
+        if cache is None:
+            for e in range(config.experts):
+                part_in = rows_in.part(e * 2 * inner, (e + 1) * 2 * inner)
+                read(layer, e, part_in, rows_out.part(e * width, (e + 1) * width))
+        experts = HeldExperts(layer, rows_in, rows_out, cache)
+        model.set_submodule(f"model.layers.{layer}.mlp.experts", experts)
