@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
 
+import httpx
 import openai
 import torch
 
@@ -17,6 +18,8 @@ from moesaic.serve.app import Served
 from moesaic.serve.run import Server
 
 N_BLOCKS = 48
+PATIENCE_S = 60.0
+"""No test waits longer for a server."""
 NAME = "tiny"
 
 
@@ -34,9 +37,15 @@ def served(model: Transformer, tokenizer: Tokenizer, **settings: object) -> Iter
         yield server
     finally:
         server.stop()
-        thread.join()
+        thread.join(PATIENCE_S)
+    assert not thread.is_alive()
     assert pool.n_free == N_BLOCKS
 
 
 def client_of(server: Server, key: str = "any") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=key, max_retries=0)
+    url = f"{server.address}/v1"
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=PATIENCE_S)
+
+
+def plain_client_of(server: Server) -> httpx.Client:
+    return httpx.Client(base_url=server.address, timeout=PATIENCE_S)

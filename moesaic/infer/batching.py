@@ -160,8 +160,10 @@ class BatchEngine:
             try:
                 self._step()
             except Exception as error:  # of our own making: whoever waits must not wait forever
-                for sequence in list(self._batch.running):
-                    self._batch.fail(sequence, error)
+                with self._changed:
+                    for sequence in list(self._batch.running) or self._waiting[:1]:
+                        self._leave(sequence, "failed", error)
+            self._shown = self._batch.rooms.shown()
 
     def _has_work(self) -> bool:
         """Wait for some; False when there will be none."""
@@ -177,10 +179,12 @@ class BatchEngine:
         with self._changed:
             self._dismiss()
             self._admit()
-        for sequence in self._batch.step():
+        try:
+            self._batch.step()
+        finally:
             with self._changed:
-                self._wait(sequence)
-        self._shown = self._batch.rooms.shown()
+                while self._batch.lost:
+                    self._wait(self._batch.lost.pop())
 
     def _wait(self, sequence: Sequence) -> None:
         insort(self._waiting, sequence, key=lambda each: each.rank)

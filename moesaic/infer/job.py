@@ -99,7 +99,7 @@ class Stream:
             except Empty:
                 break
             if isinstance(item, Exception) and pieces:
-                self._pieces.put(item)  # raised the next time: nothing follows it
+                self.put(item)  # raised the next time; who waits has to be woken again for it
                 break
             piece = self._taken(item)
             pieces += [] if piece is None else [piece]

@@ -24,6 +24,8 @@ class Batch:
 
     def __init__(self, decoder: Decoder, config: ServeConfig) -> None:
         self.rooms, self.meter = Rooms(decoder.pool, config.deterministic), Meter()
+        self.lost: list[Sequence] = []
+        """Those that lost their room to others, until the engine lets them wait again."""
         self._decoder, self._config = decoder, config
 
     @property
@@ -43,16 +45,14 @@ class Batch:
         self.meter.tokens["found"] += found
         return True
 
-    def step(self) -> list[Sequence]:
-        """Feed everyone once; returns those that lost their room to others."""
-        lost = []
+    def step(self) -> None:
+        """Feed everyone once."""
         for planned in self._passes():
             for sequence, n in planned:
                 if sequence.held is not None:
-                    lost += self.rooms.widen(sequence, n)
+                    self.lost += self.rooms.widen(sequence, n)
             self._draw(self._feed([part for part in planned if part[0].held is not None]))
         self.meter.steps += 1
-        return lost
 
     def fail(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence with an error."""

@@ -1,13 +1,14 @@
 """A running batch gives every request what it would get alone, and takes back all it lent."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from time import sleep
 from typing import Any
 
 import pytest
 import torch
-from jobs import Failing, Slow, engine_of, job, pool_of, prompts, tokens, wait_for
+from jobs import Failing, Garbling, Slow, engine_of, job, pool_of, prompts, tokens, wait_for
 
 import moesaic
 from moesaic.config.infer import GenerateConfig
@@ -17,7 +18,7 @@ from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import RequestError
 from moesaic.infer.batching import BatchEngine
 from moesaic.infer.decoder import TorchDecoder, build_decoder
-from moesaic.infer.job import BusyError, Job, LateError
+from moesaic.infer.job import BusyError, Job, LateError, Stream
 from moesaic.model.build import build_model
 from moesaic.model.transformer import Transformer
 
@@ -164,6 +165,23 @@ def test_an_error_of_one_request_ends_no_other(model: Transformer):
             tokens(streams[1])
         assert len(tokens(streams[0])) == len(tokens(streams[2])) == 8
         wait_for(lambda: engine.stats().blocks_free == 64)
+
+
+def test_nobody_waits_for_an_answer_that_our_own_mistake_ended(model: Transformer):
+    """There is room for few, so that some have just lost theirs when a pass goes wrong."""
+    decoder = Garbling(model, pool_of(model, 16))
+    with BatchEngine(decoder, None, ServeConfig(prefill_tokens=8)) as engine:
+        asked = [engine.submit(job(row, max_new_tokens=20)) for row in prompts(16)]
+        wait_for(lambda: all([_is_over(stream) for stream in asked]))
+        assert engine.stats().meter.requests["failed"] > 0
+        wait_for(lambda: engine.stats().blocks_free == 16)
+        assert engine.stats().waiting == engine.stats().running == 0
+
+
+def _is_over(stream: Stream) -> bool:
+    with suppress(Exception):
+        stream.ready()
+    return stream.ended
 
 
 def test_logits_that_are_no_numbers_end_their_request(model: Transformer):

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
-from served import client_of, served
+from served import client_of, plain_client_of, served
 
 from moesaic.config.presets import get_preset
 from moesaic.data.chat_templates import TEMPLATES
@@ -48,4 +49,10 @@ def server(model: Transformer, tokenizer: Tokenizer) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with client_of(server) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def plain(server: Server) -> Iterator[httpx.Client]:
+    with plain_client_of(server) as opened:
         yield opened

@@ -1,14 +1,11 @@
 """Who is let in, and what happens where there is no room or no time."""
 
-import httpx
 import openai
 import pytest
-from served import NAME, client_of, served
+from served import NAME, client_of, plain_client_of, served
 
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.model.transformer import Transformer
-
-pytestmark = pytest.mark.slow  # real servers and clients, by the clock
 
 
 def test_a_key_is_asked_for(model: Transformer, tokenizer: Tokenizer):
@@ -21,8 +18,9 @@ def test_a_key_is_asked_for(model: Transformer, tokenizer: Tokenizer):
             pytest.raises(openai.AuthenticationError, match="the API key is missing or wrong"),
         ):
             client.completions.create(model=NAME, prompt="a", max_tokens=1)
-        assert httpx.get(f"{guarded.address}/metrics").status_code == 401
-        assert httpx.get(f"{guarded.address}/health").status_code == 200
+        with plain_client_of(guarded) as plain:
+            assert plain.get("/metrics").status_code == 401
+            assert plain.get("/health").status_code == 200
 
 
 def test_a_full_queue_is_told_as_busy(model: Transformer, tokenizer: Tokenizer):

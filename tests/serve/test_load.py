@@ -14,8 +14,6 @@ from moesaic.model.transformer import Transformer
 N_CLIENTS = 240
 PROMPTS = ["To be", "First Citizen: we are", "You are all resolved rather to die", "a" * 70]
 
-pytestmark = pytest.mark.slow  # real servers and clients, by the clock
-
 
 async def ask(
     client: openai.AsyncOpenAI, plain: httpx.AsyncClient, place: int, expected: list[str]

@@ -19,8 +19,6 @@ from moesaic.serve.run import Server
 
 TURNS: Any = [{"role": "user", "content": "To be or not to be?"}]
 
-pytestmark = pytest.mark.slow  # real servers and clients, by the clock
-
 
 def wait_for(condition: Callable[[], bool]) -> None:
     end = monotonic() + 20
@@ -227,21 +225,21 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI):
         (b"[1]", "the body is a list; send a JSON object"),
     ],
 )
-def test_a_malformed_body_is_refused(server: Server, body: bytes, message: str):
-    answer = httpx.post(f"{server.address}/v1/completions", content=body)
+def test_a_malformed_body_is_refused(plain: httpx.Client, body: bytes, message: str):
+    answer = plain.post("/v1/completions", content=body)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
 
 
-def test_an_oversized_body_is_refused(server: Server):
+def test_an_oversized_body_is_refused(plain: httpx.Client):
     body = json.dumps({"model": NAME, "prompt": "a" * 20_000})
-    answer = httpx.post(f"{server.address}/v1/completions", content=body)
+    answer = plain.post("/v1/completions", content=body)
     assert answer.status_code == 413
     assert "more than 20000 bytes" in answer.json()["error"]["message"]
 
 
-def test_a_wrong_path_has_an_error_in_the_same_form(server: Server):
-    answer = httpx.get(f"{server.address}/v1/nothing")
+def test_a_wrong_path_has_an_error_in_the_same_form(plain: httpx.Client):
+    answer = plain.get("/v1/nothing")
     assert answer.status_code == 404
     assert answer.json()["error"]["message"] == "GET /v1/nothing: Not Found"
 
@@ -258,10 +256,12 @@ def test_a_client_that_goes_away_gives_all_blocks_back(server: Server, client: o
     assert server.served.engine.stats().meter.requests["cancelled"] >= 2
 
 
-def test_metrics_are_those_of_the_engine(server: Server, client: openai.OpenAI):
+def test_metrics_are_those_of_the_engine(
+    server: Server, client: openai.OpenAI, plain: httpx.Client
+):
     client.completions.create(model=NAME, prompt="To", max_tokens=3)
     wait_for(lambda: is_idle(server))
-    lines = httpx.get(f"{server.address}/metrics").text.splitlines()
+    lines = plain.get("/metrics").text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     meter = server.served.engine.stats().meter
     assert int(values["moesaic_cache_blocks_free"]) == N_BLOCKS
@@ -271,4 +271,4 @@ def test_metrics_are_those_of_the_engine(server: Server, client: openai.OpenAI):
         values['moesaic_next_token_seconds_bucket{le="+Inf"}']
         == values["moesaic_next_token_seconds_count"]
     )
-    assert httpx.get(f"{server.address}/health").json() == {"status": "ok"}
+    assert plain.get("/health").json() == {"status": "ok"}
