@@ -82,7 +82,7 @@ class BatchEngine:
                 stream,
                 next(self._orders),
                 monotonic(),
-                Written.begin(self._model, self._tokenizer, settings),
+                Written.begin(self._model, self._tokenizer, settings, job.grammar),
                 torch.Generator().manual_seed(settings.seed),
                 list(job.prompt_ids),
                 TextStream(self._tokenizer) if job.echoes and self._tokenizer else None,

@@ -7,6 +7,7 @@ from queue import Empty, SimpleQueue
 
 from moesaic.config.infer import GenerateConfig
 from moesaic.errors import RequestError
+from moesaic.infer.grammar import Grammar
 from moesaic.infer.text import Ending
 
 MOST_TOP_LOGPROBS = 20
@@ -35,6 +36,8 @@ class Job:
     echoes: bool = False
     """Whether the tokens of the prompt come first, each with what `top_logprobs` asks for; the
     prompt is then computed anew."""
+    grammar: Grammar | None = None
+    """What the text has to be; None for any."""
 
     def __post_init__(self) -> None:
         most = MOST_TOP_LOGPROBS

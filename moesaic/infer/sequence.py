@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import Held
+from moesaic.infer.grammar import forbid
 from moesaic.infer.job import Piece, Stream
 from moesaic.infer.sample import sample
 from moesaic.infer.text import TextStream, Written
@@ -102,12 +103,15 @@ def draw_each(sequences: Several[Sequence], logits_BV: Tensor) -> list[int | Req
     generator, so that none depends on its neighbours.
     """
     finite = torch.isfinite(logits_BV).all(dim=-1).tolist()
+    logits_BV, failed = forbid(logits_BV, [each.written.course for each in sequences])
     groups: dict[object, list[int]] = {}
     for row, sequence in enumerate(sequences):
+        if row in failed:
+            continue
         settings = sequence.stream.job.settings
         kind = (settings.temperature, settings.top_k, settings.top_p) if finite[row] else row
         groups.setdefault(kind, []).append(row)
-    drawn: dict[int, int | RequestError] = {}
+    drawn: dict[int, int | RequestError] = {**failed}
     for rows in groups.values():
         settings = sequences[rows[0]].stream.job.settings
         generators = [sequences[row].generator for row in rows]

@@ -7,9 +7,11 @@ from typing import Literal, Self
 from moesaic.config.infer import GenerateConfig
 from moesaic.config.model import ModelConfig
 from moesaic.data.tokenizer import Tokenizer
+from moesaic.infer.grammar import Course, Grammar
 
-Ending = Literal["eos", "stop", "length"]
-"""Why a text ends: a token that ends texts, a stop text, or as many tokens as were allowed."""
+Ending = Literal["eos", "stop", "length", "complete"]
+"""Why a text ends: a token that ends texts, a stop text, as many tokens as were allowed, or a
+grammar after which nothing may follow."""
 
 _REPLACEMENT = "\ufffd"
 """What the bytes of an unfinished character decode to."""
@@ -72,24 +74,36 @@ class Written:
     """Tokens that end it."""
     room: int
     """Tokens that may still be drawn."""
+    course: Course | None = None
+    """Where it is in the grammar that it follows."""
     ending: Ending | None = None
 
     @classmethod
-    def begin(cls, model: ModelConfig, tokenizer: Tokenizer | None, config: GenerateConfig) -> Self:
+    def begin(
+        cls,
+        model: ModelConfig,
+        tokenizer: Tokenizer | None,
+        config: GenerateConfig,
+        grammar: Grammar | None = None,
+    ) -> Self:
         """A text that nothing was written of yet; without a tokenizer there are only its tokens."""
         further = tokenizer.eos_ids if tokenizer else ()
         ends = frozenset((*model.eos_token_ids, *further))
         stream = TextStream(tokenizer, config.stop) if tokenizer else None
-        return cls(stream, ends, config.max_new_tokens)
+        return cls(stream, ends, config.max_new_tokens, grammar.begin() if grammar else None)
 
     def add(self, token: int) -> str:
         """Take a token and see whether it is the last; returns the text that is certain now."""
         self.room -= 1
         certain = self.stream.push(token) if self.stream else ""
+        if self.course:
+            self.course.take(token)
         if self.stream and self.stream.stopped:
             self.ending = "stop"
         elif token in self.ends:
             self.ending = "eos"
+        elif self.course and self.course.is_complete:
+            self.ending = "complete"
         elif not self.room:
             self.ending = "length"
         if self.ending and self.stream:

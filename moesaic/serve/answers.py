@@ -9,7 +9,7 @@ from typing import Any
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.infer.job import Job, Piece, Stream
 
-_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+_REASONS = {"eos": "stop", "stop": "stop", "complete": "stop", "length": "length"}
 
 
 @dataclass(slots=True)
