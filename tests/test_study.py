@@ -114,6 +114,16 @@ def test_bars_are_drawn_with_their_middle(tmp_path: Path):
     assert sum("V" in path.attrib["d"] for path in paths) == 1
 
 
+def test_names_stand_in_the_place_of_numbers(tmp_path: Path):
+    ends = {"a": [(1.0, 2.0)], "b": [(2.0, 3.0)]}
+    panel = Panel("end", "", ends, as_points=True, places={1.0: "a model", 2.0: "another"})
+    write_charts(tmp_path / "chart.svg", "Title", [panel])
+    root = ElementTree.parse(tmp_path / "chart.svg").getroot()
+    slanted = [text.text for text in root.iter(f"{SVG}text") if "rotate" in str(text.attrib)]
+    assert slanted == ["a model", "another"]
+    assert not [text.text for text in root.iter(f"{SVG}text") if text.text == "1.2"]
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_read_and_not_trained_again(tmp_path: Path):
     changes = [*QUICK, "steps=2"]

@@ -14,6 +14,10 @@ _COLOURS = (
 _WIDTH, _HEIGHT = 420, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 34, 40
 _TICKS = 5
+_ENTRY = 170
+"""Width of an entry of the legend."""
+_SLANTED = 3.2
+"""Height of a letter of slanted text."""
 
 Line = Sequence[tuple[float, float]]
 """Points from left to right."""
@@ -32,6 +36,8 @@ class Panel:
     """Whether points stand by themselves, without lines between them."""
     bars: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """Vertical bars by name: where, the middle, and half the height."""
+    places: Mapping[float, str] = field(default_factory=dict)
+    """What stands below the axis in the place of numbers, by where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,10 @@ def write_charts(path: Path, title: str, panels: Sequence[Panel]) -> None:
     """Write panels side by side, with one legend below."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     colours = {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(names)}
-    width, height = _WIDTH * len(panels), _HEIGHT + 26 + 18 * len(names)
+    longest = max((len(text) for panel in panels for text in panel.places.values()), default=0)
+    width, below = _WIDTH * len(panels), _HEIGHT + round(_SLANTED * longest)
+    columns = width // _ENTRY
+    height = below + 26 + 18 * -(-len(names) // columns)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
@@ -69,9 +78,10 @@ def write_charts(path: Path, title: str, panels: Sequence[Panel]) -> None:
     for place, panel in enumerate(panels):
         parts += [f'<g transform="translate({place * _WIDTH},0)">', *_panel(panel, colours), "</g>"]
     for place, name in enumerate(names):
-        y = _HEIGHT + 22 + 18 * place
-        parts.append(f'<path d="M{_LEFT} {y}h24" stroke="{colours[name]}" stroke-width="2.5"/>')
-        parts.append(_text(_LEFT + 32, y + 4, name, "start"))
+        row, column = divmod(place, columns)
+        x, y = _LEFT + _ENTRY * column, below + 22 + 18 * row
+        parts.append(f'<path d="M{x} {y}h24" stroke="{colours[name]}" stroke-width="2.5"/>')
+        parts.append(_text(x + 32, y + 4, name, "start"))
     path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 
 
@@ -90,7 +100,10 @@ def _panel(panel: Panel, colours: dict[str, str]) -> list[str]:
         y = up(tick)
         parts.append(f'<path d="M{across.start} {y:.1f}H{across.end}" stroke="#ddd"/>')
         parts.append(_text(across.start - 5, y + 4, f"{tick:g}", "end"))
-    for tick in across.ticks():
+    for x, text in panel.places.items():
+        slanted = f'transform="translate({across(x):.1f},{up.start + 14}) rotate(-35)"'
+        parts.append(f'<text {slanted} text-anchor="end">{escape(text)}</text>')
+    for tick in () if panel.places else across.ticks():
         parts.append(_text(across(tick), up.start + 15, f"{tick:g}", "middle"))
     parts.append(_text((across.start + across.end) / 2, up.start + 31, panel.x_label, "middle"))
     for name, line in panel.lines.items():

@@ -89,10 +89,11 @@ def draw(path: Path, cases: Mapping[str, Any]) -> None:
         ),
         Panel(
             "at the end, each seed, and 95 % interval of the mean",
-            "architecture, in the order of the legend",
+            "",
             ends,
             as_points=True,
             bars=bars,
+            places={place: name for name, place in places.items()},
         ),
     ]
     write_charts(path, "Architectures at equal data on the shipped corpus", panels)
