@@ -8,6 +8,7 @@ from time import monotonic
 
 import torch
 
+from moesaic.config.model import ModelConfig
 from moesaic.config.serve import ServeConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import RequestError
@@ -101,6 +102,11 @@ class BatchEngine:
             blocks_kept=self._shown[1],
             meter=self._batch.meter,
         )
+
+    @property
+    def model(self) -> ModelConfig:
+        """What continues the texts."""
+        return self._model
 
     @property
     def cache_bytes(self) -> int:

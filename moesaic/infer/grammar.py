@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -190,7 +190,9 @@ def _translate(kind: Kind, text: str) -> str:
 
     try:
         if kind == "schema":
-            return LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": _SPACES})
+            own = "x-guidance" in json.loads(text)  # where a schema says what may stand there
+            spaces = None if own else {"whitespace_pattern": _SPACES}
+            return LLMatcher.grammar_from_json_schema(text, cast(Any, spaces))
         return grammar_from(kind, text)
     except ValueError as error:
         raise RequestError(str(error)) from None

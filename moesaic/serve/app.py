@@ -16,6 +16,7 @@ from moesaic.config.serve import ServeConfig
 from moesaic.data.chat import ChatTemplate
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.infer.batching import BatchEngine
+from moesaic.infer.grammar import Grammars
 from moesaic.infer.job import Job
 from moesaic.serve.answering import Events, answer_at_once
 from moesaic.serve.answers import Answer
@@ -23,7 +24,9 @@ from moesaic.serve.asking import Asked
 from moesaic.serve.errors import RefusedError
 from moesaic.serve.forms import ChatForm, CompletionForm, Form
 from moesaic.serve.metrics import KIND, exposition
+from moesaic.serve.page import add_page
 from moesaic.serve.reading import check_key, read_json
+from moesaic.serve.structured import in_form
 
 _Form = TypeVar("_Form", bound=Form)
 
@@ -53,13 +56,23 @@ class Served:
         """
         return ChatTemplate.of(self.tokenizer)
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What answers may be made to follow.
+
+        Raises:
+            RequestError: if the tokenizer is not one of bytes.
+        """
+        return Grammars(self.engine.model, self.tokenizer)
+
     def chat_jobs(self, form: ChatForm) -> list[Job]:
         """What a conversation asks of the engine."""
-        return form.jobs(self.template, self.config, self.positions)
+        jobs = form.jobs(self.template, self.config, self.positions)
+        return in_form(jobs, form, lambda: self.grammars)
 
     def completion_jobs(self, form: CompletionForm) -> list[Job]:
         """What a prompt asks of the engine."""
-        return form.jobs(self.tokenizer, self.config)
+        return in_form(form.jobs(self.tokenizer, self.config), form, lambda: self.grammars)
 
 
 def make_app(served: Served) -> FastAPI:
@@ -97,6 +110,7 @@ def make_app(served: Served) -> FastAPI:
     async def complete(request: Request) -> Response:
         return await _answer(served, request, CompletionForm, served.completion_jobs)
 
+    add_page(app)
     for kind in (Exception, HTTPException, RefusedError):
         app.add_exception_handler(kind, _refuse)
     return app

@@ -27,7 +27,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": (),
 }
@@ -95,6 +94,10 @@ class Form(Settings):
     """What the events tell."""
     priority: int = 0
     """Lower ones go first."""
+    response_format: dict[str, Any] | None = None
+    """The form of the answer, in the API's words."""
+    structured_outputs: dict[str, Any] | None = None
+    """The same in vLLM's."""
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Self:
