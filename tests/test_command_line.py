@@ -26,6 +26,7 @@ SURFACE = {
     ),
     "chat": "folder --temperature --top-p --max-new-tokens --seed --set",
     "serve": "folder --host --port --set --json",
+    "launch": "folder --on --gpus --nodes --redundant --run --set --json",
     "report": "paths --out --live --port --json",
 }
 """The arguments and options of every command, without ``--help``."""

@@ -33,6 +33,7 @@ VERBS = {
     "generate": "Write text from a prompt.",
     "chat": "Talk with a model in the terminal.",
     "serve": "Answer requests over HTTP, as the OpenAI API does.",
+    "launch": "Print the command with which vLLM or SGLang serves a checkpoint.",
     "report": "Write one page about runs: did it help, by how much, how sure.",
 }
 """The commands in the order of ``--help``, one line each. A command is the function of its name in

@@ -1,0 +1,116 @@
+"""Commands of vLLM and SGLang: the options with which a machine serves its part of a model.
+
+Options as they are named by vLLM 0.11 to 0.32 and SGLang 0.5. Neither engine is run here: commands
+are checked against their documentation only.
+
+Source: docs.vllm.ai, "Data Parallel Deployment" and "Expert Parallel Deployment"; docs.sglang.io,
+"Server Arguments" and "Expert Parallelism".
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moesaic.config.launch import LaunchConfig
+from moesaic.config.model import ModelConfig
+from moesaic.serve.layout import Layout
+
+Engine = Literal["vllm", "sglang"]
+ENGINES: dict[str, Engine] = {"vllm": "vllm", "sglang": "sglang"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The GPUs to use."""
+
+    gpus: int = 1
+    """In each machine."""
+    nodes: int = 1
+    """Machines."""
+    redundant: int = 0
+    """Copies of experts in every layer, on all GPUs together."""
+
+
+def _vllm(
+    folder: Path,
+    model: ModelConfig,
+    layout: Layout,
+    cluster: Cluster,
+    config: LaunchConfig,
+    machine: int,
+) -> Iterator[str]:
+    yield from ("vllm", "serve", str(folder), "--served-model-name", _name(folder, config))
+    yield from ("--dtype", "bfloat16", "--max-model-len", _context(model, config))
+    yield from ("--gpu-memory-utilization", str(config.memory_share), *_code(model))
+    yield from ("--tensor-parallel-size", str(layout.tensor))
+    if layout.data > 1:
+        yield from ("--data-parallel-size", str(layout.data))
+    if layout.spreads_experts and layout.gpus > 1:
+        yield "--enable-expert-parallel"
+    if cluster.redundant:
+        copies = json.dumps({"num_redundant_experts": cluster.redundant})
+        yield from ("--enable-eplb", "--eplb-config", copies)
+    if cluster.nodes > 1:
+        local = layout.data // cluster.nodes
+        yield from ("--data-parallel-size-local", str(local))
+        yield from ("--data-parallel-address", str(config.first_address))
+        yield from ("--data-parallel-rpc-port", str(config.first_port))
+        if machine:
+            yield from ("--data-parallel-start-rank", str(machine * local), "--headless")
+            return
+    yield from ("--host", config.host, "--port", str(config.port))
+
+
+def _sglang(
+    folder: Path,
+    model: ModelConfig,
+    layout: Layout,
+    cluster: Cluster,
+    config: LaunchConfig,
+    machine: int,
+) -> Iterator[str]:
+    yield from ("python3", "-m", "sglang.launch_server", "--model-path", str(folder))
+    yield from ("--served-model-name", _name(folder, config), "--dtype", "bfloat16")
+    yield from ("--context-length", _context(model, config))
+    yield from ("--mem-fraction-static", str(config.memory_share), *_code(model))
+    yield from ("--tp-size", str(layout.gpus if model.is_latent else layout.tensor))
+    if layout.data > 1:
+        yield from ("--dp-size", str(layout.data))
+        yield from ("--enable-dp-attention",) if model.is_latent else ()
+    if layout.spreads_experts and layout.gpus > 1:
+        yield from ("--ep-size", str(layout.gpus))
+    if cluster.redundant:
+        yield from ("--ep-num-redundant-experts", str(cluster.redundant))
+    if config.placement is not None:
+        yield from ("--init-expert-location", config.placement)
+    elif cluster.redundant:
+        yield "--enable-eplb"
+    if cluster.nodes > 1:
+        first = f"{config.first_address}:{config.first_port}"
+        yield from ("--nnodes", str(cluster.nodes), "--node-rank", str(machine))
+        yield from ("--dist-init-addr", first)
+    yield from ("--host", config.host, "--port", str(config.port))
+
+
+def _name(folder: Path, config: LaunchConfig) -> str:
+    return config.name or folder.resolve().name
+
+
+def _context(model: ModelConfig, config: LaunchConfig) -> str:
+    return str(config.context or model.max_position_embeddings)
+
+
+def _code(model: ModelConfig) -> tuple[str, ...]:
+    """V1's config.json is read by code that DeepSeek publishes beside it."""
+    return ("--trust-remote-code",) if model.model_type == "deepseek" else ()
+
+
+OPTIONS: dict[
+    Engine, Callable[[Path, ModelConfig, Layout, Cluster, LaunchConfig, int], Iterator[str]]
+] = {
+    "vllm": _vllm,
+    "sglang": _sglang,
+}
+"""The words of the command that serves a model, spread in that way, on one machine."""

@@ -1,0 +1,113 @@
+"""What vLLM and SGLang can serve, of the models that can be built here."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from moesaic.config.launch import LaunchConfig
+from moesaic.config.model import ModelConfig
+from moesaic.config.packed import PackedGroups
+from moesaic.errors import ConfigError, DataError
+from moesaic.serve.engines import Cluster, Engine
+
+_OWN_CODE = "configuration_deepseek.py"
+
+
+def check_model(folder: Path, model: ModelConfig, engine: Engine) -> None:
+    """See that an engine computes a model as it is computed here.
+
+    Raises:
+        ConfigError: if it does not; the message says what it lacks.
+    """
+    reason = next(_obstacles(folder, model), None)
+    if reason is not None:
+        raise ConfigError(
+            f"{engine} cannot serve {folder}: {reason}; serve it with `moesaic serve`"
+        )
+
+
+def _obstacles(folder: Path, model: ModelConfig) -> Iterator[str]:
+    if not (folder / "tokenizer.json").is_file():
+        yield "it has no tokenizer.json"
+    if model.topk_method == "hash":
+        yield "topk_method='hash' is not there"
+    if model.tie_word_embeddings:
+        yield "a head of its own is expected, and tie_word_embeddings is true"
+    if model.rope_interleave != model.is_latent:
+        yield f"rotated pairs lie otherwise there than with rope_interleave={model.rope_interleave}"
+    scaled = model.routed_scaling_factor != 1
+    if scaled and not model.is_latent:
+        yield f"routed_scaling_factor={model.routed_scaling_factor} is not read for this family"
+    if scaled and model.norm_topk_prob and model.model_type != "deepseek_v3":
+        yield "gate values that are normalised are scaled too there, and not in this family"
+    if model.model_type == "deepseek" and not (folder / _OWN_CODE).is_file():
+        yield (
+            f"config.json of this family is read only with the {_OWN_CODE} that DeepSeek publishes "
+            "beside it, and with the auto_map that names it"
+        )
+
+
+def check_cluster(
+    model: ModelConfig, engine: Engine, cluster: Cluster, config: LaunchConfig
+) -> None:
+    """See that there are such GPUs, and that the engine can spread the model over them so.
+
+    Raises:
+        ConfigError: if not.
+        DataError: if the placement is not one, or of another model.
+    """
+    if min(cluster.gpus, cluster.nodes) < 1 or cluster.redundant < 0:
+        raise ConfigError(
+            f"--gpus {cluster.gpus}, --nodes {cluster.nodes}, --redundant {cluster.redundant}: "
+            "give at least 1, 1 and 0"
+        )
+    if cluster.nodes > 1 and config.first_address is None:
+        raise ConfigError(
+            f"--nodes {cluster.nodes} needs the address of the first machine; "
+            "give it with --set first_address=ADDRESS"
+        )
+    if cluster.nodes > 1 and engine == "sglang" and not model.is_latent:
+        raise ConfigError(
+            f"sglang gives machines sequences of their own only with latent attention, and --nodes "
+            f"is {cluster.nodes}; use vllm, or one machine"
+        )
+    if config.machine >= cluster.nodes:
+        raise ConfigError(f"machine={config.machine} is not one of --nodes {cluster.nodes}")
+    if cluster.redundant or config.placement:
+        _check_copies(model, engine, cluster, config)
+
+
+def _check_copies(
+    model: ModelConfig, engine: Engine, cluster: Cluster, config: LaunchConfig
+) -> None:
+    """Copies of experts are possible, and a placement is of this model with so many."""
+    if not model.experts or not model.is_latent or cluster.gpus * cluster.nodes == 1:
+        raise ConfigError(
+            "copies of experts and their placement need a model of V2 or V3 with experts, and more "
+            "than one GPU; leave --redundant and placement out"
+        )
+    if isinstance(model.quantization_config, PackedGroups):
+        raise ConfigError(
+            "experts that are moved while serving are in BF16 or FP8 blocks there, and these are "
+            "packed integers; leave --redundant and placement out, or give the original"
+        )
+    if config.placement is None:
+        return
+    if engine == "vllm":
+        raise ConfigError(
+            "vllm reads no placement, it measures loads itself; leave placement out, or use sglang"
+        )
+    slots = model.experts + cluster.redundant
+    try:
+        rows = json.loads(Path(config.placement).read_text())["physical_to_logical_map"]
+        fits = len(rows) >= max(model.moe_layers) + 1 and {len(row) for row in rows} == {slots}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{config.placement} has no placement ({type(error).__name__}: {error}); give the file "
+            "of `moesaic place --out`"
+        ) from None
+    if not fits:
+        raise DataError(
+            f"{config.placement} is not for {max(model.moe_layers) + 1} layers of {slots} slots; "
+            f"make it with `moesaic place --redundant {cluster.redundant}` from this model's loads"
+        )
