@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable
 from itertools import accumulate
 
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 
 def most_allocated(work: Callable[[], object]) -> int:
@@ -13,11 +13,10 @@ def most_allocated(work: Callable[[], object]) -> int:
     Counted are all that torch allocates, also inside operations and in the backward pass.
     """
     gc.collect()  # what an earlier work left over would be freed in this one
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+    with profile(profile_memory=True) as seen:
         work()
-    assert seen.profiler is not None
-    assert seen.profiler.kineto_results is not None
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert seen.kineto_results is not None
+    events = [e for e in seen.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     changes = [event.nbytes() for event in events]  # pyright: ignore[reportAttributeAccessIssue]
     return max(accumulate(changes), default=0)
