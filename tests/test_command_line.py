@@ -22,7 +22,8 @@ SURFACE = {
     "export": "folder out --form --pre-tokenizer --json",
     "card": "folder --results --json --set",
     "generate": (
-        "folder prompt --max-new-tokens --temperature --top-p --seed --dtype --device --json"
+        "folder prompt --max-new-tokens --temperature --top-p --seed --dtype --device --form "
+        "--memory --json"
     ),
     "chat": "folder --temperature --top-p --max-new-tokens --seed --set",
     "serve": "folder --host --port --set --json",

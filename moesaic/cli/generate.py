@@ -34,22 +34,41 @@ def generate(
     seed: Annotated[int, typer.Option(help="Another seed, another text.")] = _DEFAULTS.seed,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    form: Annotated[
+        str, typer.Option(help="int8 or int4 hold the weights in fewer bits; on a CPU.")
+    ] = "weights",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Most memory of the weights, as 8GiB; further experts are read when chosen.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end.")
     ] = False,
 ) -> None:
-    """Continue a text; only what is new is printed. Ctrl-C stops."""
+    """Continue a text; only what is new is printed. Ctrl-C stops.
+
+    With --memory a model runs that is larger than the memory: what every token needs is held, and
+    beside it the experts that are used most. A line on the standard error tells how that went.
+    """
     from moesaic.data.tokenizer import Tokenizer
-    from moesaic.model.build import load_model
+    from moesaic.infer.held import cache_of
+    from moesaic.infer.load import form_of, load_held
+    from moesaic.units import parse_bytes
 
     config = GenerateConfig.parse(
         dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     )
     text = _read_prompt() if prompt == "-" else prompt
     tokenizer = Tokenizer.load(folder)
-    model = load_model(folder, dtype, device)
+    model = load_held(folder, dtype, device, form_of(form), parse_bytes(memory) if memory else None)
     show = _print_json if as_json else _print_text
     show(model, text, tokenizer, config.model_dump())
+    cache = cache_of(model)
+    if cache is not None and not as_json:
+        print(cache.told(), file=sys.stderr)
 
 
 def _read_prompt() -> str:
@@ -79,7 +98,11 @@ def _print_json(
     model: "Transformer", prompt: str, tokenizer: "Tokenizer", settings: dict[str, Any]
 ) -> None:
     from moesaic.infer.generate import generate
+    from moesaic.infer.held import cache_of
 
     [continuation] = generate(model, prompt, tokenizer, **settings)
     told = {name: value for name, value in asdict(continuation).items() if value is not None}
+    cache = cache_of(model)
+    if cache is not None:
+        told["experts"] = cache.figures()
     print(json.dumps({"prompt": prompt, **told}, ensure_ascii=False))

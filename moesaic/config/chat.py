@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from moesaic.config.infer import GenerateConfig
+from moesaic.config.memory import Memory
 
 
 class ChatConfig(GenerateConfig):
@@ -24,4 +25,7 @@ class ChatConfig(GenerateConfig):
     device: str = "cpu"
     """Where the model is held: cpu, cuda, cuda:1, …"""
     form: Literal["weights", "int8", "int4"] = "weights"
-    """How matrices are held on a CPU: as they are, or in integers with a scale per group."""
+    """How matrices are held on a CPU: as they are stored, or in integers with a scale per group."""
+    memory: Memory | None = None
+    """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. None
+    holds all."""

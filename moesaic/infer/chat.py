@@ -15,9 +15,10 @@ from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import DataError, RequestError
 from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Decoder, Fed, build_decoder
+from moesaic.infer.load import load_held
 from moesaic.infer.sample import sample
 from moesaic.infer.text import Written
-from moesaic.model.build import load_model, torch_dtype
+from moesaic.model.build import torch_dtype
 
 _CHUNK = 256
 """Tokens that are read between two looks at whether to stop."""
@@ -65,7 +66,7 @@ class Conversation:
                 f"{folder}: the tokenizer has no chat template; choose how a conversation is "
                 f"written with --set chat_template={names}"
             )
-        model = load_model(folder, config.dtype, config.device).requires_grad_(False)
+        model = load_held(folder, config.dtype, config.device, config.form, config.memory)
         n_positions = min(config.context, model.config.max_position_embeddings)
         dtype = torch_dtype(config.dtype)
         pool = BlockPool(model.config, -(-n_positions // BLOCK), dtype=dtype, device=config.device)

@@ -12,15 +12,16 @@ import torch
 
 from moesaic.config.infer import GenerateConfig
 from moesaic.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from moesaic.errors import RequestError
+from moesaic.errors import ConfigError, RequestError
 from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Fed, build_decoder
+from moesaic.infer.load import load_held
 from moesaic.infer.prompts import Prompt, encode_prompts
 from moesaic.infer.sample import sample
 from moesaic.infer.speculative import Counts, Speculate, Speculation
 from moesaic.infer.text import Ending, Written
-from moesaic.model.build import load_model
 from moesaic.model.transformer import Transformer
+from moesaic.units import parse_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ def generate(
     tokenizer: Tokenizer | None = None,
     *,
     speculate: Speculate = "never",
+    memory: int | str | None = None,
     **settings: Any,
 ) -> list[Continuation]:
     """Continue prompts, all in one batch; each text is what its prompt would give alone.
@@ -67,6 +69,8 @@ def generate(
         tokenizer: needed for prompts or stops that are texts, and for the text of the result.
         speculate: whether the model's prediction module drafts tokens, which never changes what
             tokens are likely: always, never, or while that is measured to be faster.
+        memory: most bytes of a folder's weights, as a number or as ``8GiB``; experts that do not
+            fit are read when they are chosen. None holds all.
         settings: those of `GenerateConfig`, as ``max_new_tokens=64, temperature=0``.
 
     Returns:
@@ -77,7 +81,7 @@ def generate(
             are asked for and the model has no prediction module.
         ConfigError: for a wrong setting.
     """
-    request = _Request.of(model, prompts, tokenizer, settings)
+    request = _Request.of(model, prompts, tokenizer, memory, settings)
     speculation = request.speculation(speculate)
     pieces: list[list[Piece]] = [[] for _ in request.rows]
     for piece in request.pieces(speculation):
@@ -101,10 +105,11 @@ def stream(
     tokenizer: Tokenizer | None = None,
     *,
     speculate: Speculate = "never",
+    memory: int | str | None = None,
     **settings: Any,
 ) -> Iterator[Piece]:
     """`generate`, piece by piece as tokens are drawn; mistakes are raised at the call."""
-    request = _Request.of(model, prompts, tokenizer, settings)
+    request = _Request.of(model, prompts, tokenizer, memory, settings)
     return request.pieces(request.speculation(speculate))
 
 
@@ -123,13 +128,20 @@ class _Request:
         model: Transformer | Path | str,
         prompts: str | Sequence[Prompt],
         tokenizer: Tokenizer | None,
+        memory: int | str | None,
         settings: dict[str, Any],
     ) -> "_Request":
         config = GenerateConfig.parse(settings)
         if not isinstance(model, Transformer):
             if tokenizer is None and (Path(model) / TOKENIZER_FILE).is_file():
                 tokenizer = Tokenizer.load(model)
-            model = load_model(model)
+            n_bytes = parse_bytes(memory) if isinstance(memory, str) else memory
+            model = load_held(model, memory=n_bytes)
+        elif memory is not None:
+            raise ConfigError(
+                f"memory={memory} bounds what is loaded from a folder; give the folder of the "
+                "checkpoint, or leave memory out"
+            )
         if config.stop and tokenizer is None:
             raise RequestError(
                 f"stop={config.stop!r} needs a tokenizer; give tokenizer, or leave stop out"

@@ -1,14 +1,16 @@
 """A model from a folder, held to write text: as it is stored, and in a bounded memory."""
 
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from moesaic.checkpoint.load import Reader, load_into
 from moesaic.config.model import ModelConfig
-from moesaic.errors import ConfigError
+from moesaic.errors import ConfigError, suggest
 from moesaic.infer.held import HeldExperts, HeldLinear
 from moesaic.infer.offload import ExpertCache
 from moesaic.infer.stored import Sizes, Source, expert_kinds, read_expert_
@@ -20,12 +22,12 @@ from moesaic.model.linear import Linear
 from moesaic.model.residency import Residency, layers_with_experts
 from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import tensors
-from moesaic.units import gib
+from moesaic.units import gib, parse_bytes
 
 _CODES = ("int8", "int4", "float8")
 
 
-def load_served(
+def load_held(
     folder: Path | str,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
@@ -69,6 +71,18 @@ def load_served(
     return model.requires_grad_(False)
 
 
+def form_of(name: str) -> Form:
+    """The form of a name.
+
+    Raises:
+        ConfigError: if it names none.
+    """
+    found: dict[str, Form] = {each: each for each in get_args(Form)}
+    if name not in found:
+        raise ConfigError(f"form={name!r} is not one of {', '.join(found)}{suggest(name, found)}")
+    return found[name]
+
+
 def slots_in(source: Source, memory: int) -> int:
     """How many experts can be held in so many bytes beside what every token needs.
 
@@ -83,7 +97,7 @@ def slots_in(source: Source, memory: int) -> int:
             f"memory={gib(memory)} is too little for {source.reader.folder}: what every token "
             f"needs takes {gib(sizes.resident)}, and the {config.num_experts_per_tok or 0} experts "
             f"of a token in a layer take {gib(least - sizes.resident)}; give at least "
-            f"memory={_mib(least)}{smaller and f', or {smaller}'}"
+            f"memory={_size(least)}{smaller and f', or {smaller}'}"
         )
     return min(sizes.n_experts, (memory - sizes.resident) // max(1, sizes.expert))
 
@@ -94,19 +108,21 @@ def _least(sizes: Sizes, config: ModelConfig) -> int:
 
 def _smaller(source: Source) -> list[str]:
     """What else would make it fit into less."""
-    if source.form != "weights" or not source.keeps_codes:
-        return []
-    if source.reader.config.quantization_config is not None:
-        return []
-    forms: tuple[Form, ...] = ("int8", "int4")
-    others = {form: Source(source.reader, source.dtype, form, True) for form in forms}
-    sizes = {form: _least(Sizes.of(other), source.reader.config) for form, other in others.items()}
-    return [f"{_mib(least)} with form={form}" for form, least in sizes.items()]
+    others: dict[str, Source] = {}
+    if source.dtype == torch.float32:
+        others["dtype=bfloat16"] = replace(source, dtype=torch.bfloat16)
+    is_plain = source.form == "weights" and source.reader.config.quantization_config is None
+    if is_plain and source.keeps_codes:
+        forms: tuple[Form, ...] = ("int8", "int4")
+        others.update({f"form={form}": replace(source, form=form) for form in forms})
+    least = {how: _least(Sizes.of(each), source.reader.config) for how, each in others.items()}
+    return [f"{_size(n_bytes)} with {how}" for how, n_bytes in least.items()]
 
 
-def _mib(n_bytes: int) -> str:
-    """Whole MiB, as it can be given."""
-    return f"{ceil(n_bytes / 2**20)}MiB"
+def _size(n_bytes: int) -> str:
+    """Enough whole units, as it can be given."""
+    unit = "MiB" if n_bytes > 2**24 else "KiB"
+    return f"{ceil(n_bytes / parse_bytes(f'1{unit}'))}{unit}"
 
 
 def _has_compiled_form(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:

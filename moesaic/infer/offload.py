@@ -5,13 +5,14 @@ Letters: E experts of a layer.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from threading import RLock
 from time import perf_counter
 
 import torch
 
 from moesaic.kernels.native.pack import Rows
+from moesaic.units import count, duration, gb, gib
 
 Expert = tuple[int, int]
 """A layer and an expert of it."""
@@ -107,6 +108,21 @@ class ExpertCache:
     def n_experts(self) -> int:
         """Experts of all layers."""
         return sum(map(len, self.slots.values()))
+
+    def figures(self) -> dict[str, float]:
+        """What it holds and did, under the names of `ExpertCounts`."""
+        sizes = {"slots": self.n_slots, "experts": self.n_experts, "bytes": self.n_bytes}
+        return {**sizes, **asdict(self.counts), "hit_rate": self.counts.hit_rate}
+
+    def told(self) -> str:
+        """The same for a terminal."""
+        did = self.counts
+        return (
+            f"experts: {self.n_slots} of {self.n_experts} held in {gib(self.n_bytes)} | "
+            f"there when needed {did.hit_rate:.1%} of {count(did.asked)} | "
+            f"read {gb(did.bytes_read)} | {did.useful} of {did.guessed} guesses were needed | "
+            f"waited {duration(did.waited_s)}"
+        )
 
     def need(self, layer: int, uses: Mapping[int, int], guess: Iterable[int] = ()) -> None:
         """Have experts of a layer in slots; they stay until the next call.

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
 from moesaic.infer.meter import Histogram, Stats
+from moesaic.infer.offload import ExpertCounts
 
 KIND = "text/plain; version=0.0.4; charset=utf-8"
 """The content type."""
@@ -28,19 +29,37 @@ def exposition(stats: Stats) -> str:
         *_counter("tokens_total", "Tokens by what was done with them.", meter.tokens, "kind"),
         *_histogram("first_token_seconds", "From a request to its first token.", meter.first_s),
         *_histogram("next_token_seconds", "From a token to the next.", meter.between_s),
+        *(_experts(stats.experts) if stats.experts else ()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _experts(counts: ExpertCounts) -> Iterator[str]:
+    """Of a server whose memory does not hold every expert."""
+    needed = {
+        "there": counts.held,
+        "guessed": counts.useful,
+        "waited_for": counts.asked - counts.held - counts.useful,
+    }
+    yield from _counter("experts_total", "Experts that were needed, by how.", needed, "how")
+    guesses = {"right": counts.useful, "wrong": counts.guessed - counts.useful}
+    yield from _counter("expert_guesses_total", "Experts read on a guess.", guesses, "guess")
+    yield from _gauge("expert_hit_ratio", "Share there when needed.", counts.hit_rate)
+    read = {"": counts.bytes_read}
+    yield from _counter("expert_bytes_total", "Bytes of experts that were read.", read)
+    waited = {"": counts.waited_s}
+    yield from _counter("expert_wait_seconds_total", "Seconds in wait for experts.", waited)
 
 
 def _head(name: str, told: str, kind: str) -> list[str]:
     return [f"# HELP moesaic_{name} {told}", f"# TYPE moesaic_{name} {kind}"]
 
 
-def _gauge(name: str, told: str, value: int) -> list[str]:
+def _gauge(name: str, told: str, value: float) -> list[str]:
     return [*_head(name, told, "gauge"), f"moesaic_{name} {value}"]
 
 
-def _counter(name: str, told: str, values: Mapping[str, int], label: str = "") -> list[str]:
+def _counter(name: str, told: str, values: Mapping[str, float], label: str = "") -> list[str]:
     lines = _head(name, told, "counter")
     for key, value in dict(values).items():
         tag = f'{{{label}="{key}"}}' if label else ""

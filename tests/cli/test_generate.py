@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -119,3 +120,35 @@ def test_a_wrong_request_exits_with_2_and_prints_nothing_else(
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_a_bounded_memory_changes_no_token_and_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    options = ("--max-new-tokens", "6", "--temperature", "0")
+    assert run(monkeypatch, folder, "one two", *options) == 0
+    expected = capsys.readouterr().out
+    assert run(monkeypatch, folder, "one two", *options, "--memory", "512KiB") == 0
+    printed = capsys.readouterr()
+    assert printed.out == expected
+    assert re.search(
+        r"^experts: \d+ of 64 held in .* \| there when needed [\d.]+% of \d+ \| read .* \| "
+        r"\d+ of \d+ guesses were needed \| waited [\d.]+ s$",
+        printed.err,
+        re.MULTILINE,
+    )
+    assert run(monkeypatch, folder, "one two", *options, "--memory", "512KiB", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["experts"]
+    assert told["bytes"] < 512 * 1024
+    assert told["hit_rate"] == told["held"] / told["asked"]
+
+
+def test_a_memory_that_holds_too_little_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    assert run(monkeypatch, folder, "one", "--memory", "100KiB") == 2
+    assert "memory=100.0 KiB is too little for" in capsys.readouterr().err
+    assert run(monkeypatch, folder, "one", "--form", "int5") == 2
+    assert "form='int5' is not one of weights, int8, int4" in capsys.readouterr().err
+    assert run(monkeypatch, folder, "one", "--memory", "much") == 2
+    assert "'much' is not a size; write a number and one of" in capsys.readouterr().err

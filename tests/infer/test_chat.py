@@ -1,5 +1,6 @@
 """A conversation answers as if it were read whole, and reads only what is new."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +112,12 @@ def test_an_answer_ends_where_the_room_ends(model: Transformer, tokenizer: Token
     ):
         say(conversation, "two")
     assert len(conversation.turns) == 2
+
+
+def test_a_folder_answers_the_same_in_a_bounded_memory(folder: Path):
+    said = []
+    for further in ({}, {"memory": "80KiB"}):
+        given = {"max_new_tokens": N_TOKENS, "temperature": 0, "dtype": "float32", **further}
+        config = ChatConfig.parse({"chat_template": "deepseek-v2", "context": 64, **given})
+        said.append(say(Conversation.load(folder, config), "one"))
+    assert said[0] == said[1]

@@ -19,7 +19,7 @@ from moesaic.infer import offload
 from moesaic.infer.blocks import BlockPool, Held
 from moesaic.infer.decoder import Decoder, Fed, TorchDecoder, build_decoder
 from moesaic.infer.held import HeldExperts, cache_of
-from moesaic.infer.load import load_served, slots_in
+from moesaic.infer.load import load_held, slots_in
 from moesaic.infer.offload import ExpertCache
 from moesaic.infer.stored import Sizes, Source
 from moesaic.kernels.native.build import library
@@ -89,8 +89,8 @@ def test_whatever_fits_the_numbers_are_the_same_to_the_last_bit(
     written: Written, family: str, slots: int
 ):
     folder = written(family, num_experts_per_tok=3)
-    whole = load_served(folder)
-    part = load_served(folder, memory=memory_for(folder, slots))
+    whole = load_held(folder)
+    part = load_held(folder, memory=memory_for(folder, slots))
     assert counts(part).n_slots == min(slots, counts(part).n_experts)
     rows = [random_ids(whole.config, 10, seed=seed).tolist() for seed in range(2)]
     expected = logits_of(decoder_of(whole), rows)
@@ -104,8 +104,8 @@ def test_whatever_fits_the_numbers_are_the_same_to_the_last_bit(
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_with_integers_too(written: Written, form: Form):
     folder = written("tiny-v3", num_experts_per_tok=3, num_hidden_layers=2)
-    whole = load_served(folder, form=form)
-    part = load_served(folder, form=form, memory=memory_for(folder, 4, form))
+    whole = load_held(folder, form=form)
+    part = load_held(folder, form=form, memory=memory_for(folder, 4, form))
     ids = random_ids(whole.config, 8).tolist()
     pairs = zip(
         logits_of(decoder_of(part), [ids]), logits_of(decoder_of(whole), [ids]), strict=True
@@ -118,8 +118,8 @@ def test_with_integers_too(written: Written, form: Form):
 def test_with_codes_as_they_are_stored_too(written: Written, quantised: str):
     sizes = {"moe_intermediate_size": 64, "num_experts_per_tok": 3, "num_hidden_layers": 2}
     folder = written("tiny-v2", quantised, **sizes)
-    whole = load_served(folder)
-    part = load_served(folder, memory=memory_for(folder, 4))
+    whole = load_held(folder)
+    part = load_held(folder, memory=memory_for(folder, 4))
     ids = random_ids(whole.config, 24).tolist()
     pairs = zip(
         logits_of(decoder_of(part), [ids]), logits_of(decoder_of(whole), [ids]), strict=True
@@ -130,12 +130,12 @@ def test_with_codes_as_they_are_stored_too(written: Written, quantised: str):
 @pytest.mark.parametrize("family", ["tiny-v1", "tiny-v2", "tiny-v3"])
 def test_a_prompt_through_torch_gives_the_numbers_of_the_model(written: Written, family: str):
     folder = written(family, num_experts_per_tok=3, num_hidden_layers=2)
-    whole = load_served(folder)
+    whole = load_held(folder)
     ids = random_ids(whole.config, 20)
     expected = whole(ids.unsqueeze(0))[0]
     found = []
     for slots in (3, 5, 64):
-        part = load_served(folder, memory=memory_for(folder, slots))
+        part = load_held(folder, memory=memory_for(folder, slots))
         decoder = TorchDecoder(part, BlockPool(part.config, 8, block=8, dtype=torch.float32))
         [one] = decoder.feed([Fed(Held(decoder.pool), tuple(ids.tolist()), "all")])
         torch.testing.assert_close(one.logits_TV, expected, atol=2e-4, rtol=2e-4)
@@ -148,7 +148,7 @@ def test_no_more_bytes_are_held_than_were_given(written: Written):
     folder = written("tiny-v3", num_experts_per_tok=3)
     for slots in (3, 7, 20):
         memory = memory_for(folder, slots)
-        model = load_served(folder, memory=memory)
+        model = load_held(folder, memory=memory)
         experts = {
             rows.values.data_ptr(): rows.n_bytes
             for moe in model.moe_layers().values()
@@ -165,16 +165,17 @@ def test_too_little_memory_is_refused_before_anything_is_read(written: Written):
     with pytest.raises(
         ConfigError,
         match=r"memory=.* is too little for .*: what every token needs takes .*, and the 3 experts "
-        r"of a token in a layer take .*; give at least memory=\d+MiB, or \d+MiB with form=int8",
+        r"of a token in a layer take .*; give at least memory=\d+KiB, or \d+KiB with "
+        r"dtype=bfloat16, \d+KiB with form=int8, \d+KiB with form=int4",
     ):
-        load_served(folder, memory=enough - 1)
+        load_held(folder, memory=enough - 1)
     assert slots_in(Source(Reader(folder), torch.float32, "weights", True), enough) == 3
 
 
 @compiled
 def test_an_expert_that_cannot_be_read_ends_the_pass_and_not_the_decoder(written: Written):
     folder = written("tiny-v2", num_experts_per_tok=3)
-    model = load_served(folder, memory=memory_for(folder, 4))
+    model = load_held(folder, memory=memory_for(folder, 4))
     decoder = decoder_of(model)
     held = Held(decoder.pool)
     file = folder / "model.safetensors"
@@ -185,7 +186,7 @@ def test_an_expert_that_cannot_be_read_ends_the_pass_and_not_the_decoder(written
     assert held.length == 0
     file.write_bytes(content)
     [found] = decoder.feed([Fed(held, (1, 2))])
-    [expected] = (logits[-1:] for logits in logits_of(decoder_of(load_served(folder)), [[1, 2]]))
+    [expected] = (logits[-1:] for logits in logits_of(decoder_of(load_held(folder)), [[1, 2]]))
     assert torch.equal(found.logits_TV, expected)
 
 

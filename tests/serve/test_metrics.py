@@ -1,0 +1,26 @@
+"""The figures that Prometheus reads."""
+
+from moesaic.infer.meter import Meter, Stats
+from moesaic.infer.offload import ExpertCounts
+from moesaic.serve.metrics import exposition
+
+
+def told(experts: ExpertCounts | None) -> list[str]:
+    return exposition(Stats(0, 0, 8, 8, 0, Meter(), experts)).splitlines()
+
+
+def test_a_cache_of_experts_is_told_of_where_there_is_one():
+    counts = ExpertCounts(asked=10, held=5, guessed=4, useful=3, bytes_read=700, waited_s=0.5)
+    lines = told(counts)
+    for line in (
+        'moesaic_experts_total{how="there"} 5',
+        'moesaic_experts_total{how="guessed"} 3',
+        'moesaic_experts_total{how="waited_for"} 2',
+        'moesaic_expert_guesses_total{guess="right"} 3',
+        'moesaic_expert_guesses_total{guess="wrong"} 1',
+        "moesaic_expert_hit_ratio 0.5",
+        "moesaic_expert_bytes_total 700",
+        "moesaic_expert_wait_seconds_total 0.5",
+    ):
+        assert line in lines
+    assert not [line for line in told(None) if "expert" in line]
