@@ -2,12 +2,15 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from moesaic.checkpoint.card import Made, write_card
 from moesaic.checkpoint.save import SAVE_DTYPES, write
+from moesaic.config.card import CardConfig
 from moesaic.config.model import ModelConfig
 from moesaic.kernels.quantise import FP8
 from moesaic.planner.inventory import TensorSpec
@@ -49,7 +52,10 @@ def write_fresh(
         made(spec)
         return tensor
 
-    return write(folder, config, make, dtype)
+    card = Made(how="with random weights, which know nothing yet", model=config)
+    name = Path(folder).resolve().name
+    finish = partial(write_card, made=card, asked=CardConfig(), name=name)
+    return write(folder, config, make, dtype, finish=finish)
 
 
 def tensor_seed(seed: int, name: str) -> int:

@@ -1,23 +1,32 @@
 """Write a checkpoint again with its linear layers in fewer bits, one tensor in memory at a time."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from moesaic.checkpoint.card import Made, write_card
 from moesaic.checkpoint.compressed import packed_parts
+from moesaic.checkpoint.digest import digest as digest_of
 from moesaic.checkpoint.files import LazyTensor
 from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.quantised import StoredWeight, plain
 from moesaic.checkpoint.save import write
 from moesaic.checkpoint.write import write_pending
+from moesaic.config.card import CardConfig
 from moesaic.config.packed import PackedGroups, PackedIntegers, packed_groups
 from moesaic.errors import CheckpointError
 from moesaic.planner.inventory import TensorSpec, tensors
 
 Form = Literal["4", "8", "fp8"]
 FORMS: dict[str, Form] = {"8": "8", "4": "4", "fp8": "fp8"}
+_TOLD: dict[Form, str] = {
+    "8": "in integers of 8 bits",
+    "4": "in integers of 4 bits",
+    "fp8": "in blocks of FP8",
+}
 OnTensor = Callable[[TensorSpec], None]
 
 
@@ -52,12 +61,23 @@ def quantise_folder(
         on_tensor(spec)
         return stored
 
+    finish = partial(_write_card, source=source, form=form, name=Path(folder).resolve().name)
     if form == "fp8":
-        return write(folder, source.config, make, "float8_e4m3fn", source.folder)
+        return write(folder, source.config, make, "float8_e4m3fn", source.folder, finish=finish)
     groups = packed_groups(4 if form == "4" else 8, group, ignored(source, group))
     config = source.config.model_copy(update={"quantization_config": groups})
     pending = _pending(source, make, groups.weights)
-    return write_pending(folder, config, pending, "bfloat16", source.folder)
+    return write_pending(folder, config, pending, "bfloat16", source.folder, finish=finish)
+
+
+def _write_card(folder: Path, source: Reader, form: Form, name: str, digest: str) -> None:
+    made = Made(
+        how=f"the base’s with its linear layers {_TOLD[form]}, not trained further",
+        model=source.config,
+        base=source.folder,
+        base_digest=digest_of(source.folder),
+    )
+    write_card(folder, made, CardConfig(), name, digest)
 
 
 def may_be_packed(spec: TensorSpec, group: int) -> bool:

@@ -14,7 +14,9 @@ from markdown_it import MarkdownIt
 
 from moesaic.checkpoint.card import Made, Part, write_card
 from moesaic.checkpoint.digest import digest
+from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.markdown import plain, quoted, read_card, table, with_front_matter
+from moesaic.checkpoint.quantise import Form, quantise_folder
 from moesaic.checkpoint.scores import Score, update_card
 from moesaic.config.card import CardConfig
 from moesaic.config.model import ModelConfig
@@ -171,10 +173,28 @@ def test_fields_are_added_to_a_card_that_someone_else_wrote(fresh: Fresh):
 
 def test_a_folder_without_a_card_gets_one(fresh: Fresh):
     folder = fresh("v2")
+    (folder / "README.md").unlink()
     update_card(folder, CardConfig(title="Small"), [])
     _, text = read_card(folder)
     assert text.startswith("\n# Small\n") or text.startswith("# Small\n")
     assert digest(folder) in text
+
+
+@pytest.mark.parametrize(
+    ("form", "told"), [("8", "integers of 8 bits"), ("4", "integers of 4 bits"), ("fp8", "FP8")]
+)
+def test_a_quantised_checkpoint_names_its_base_and_keeps_its_licence(
+    fresh: Fresh, tmp_path: Path, form: Form, told: str
+):
+    base = fresh("v3")
+    update_card(base, CardConfig.parse(LICENCE), [])
+    quantise_folder(Reader(base), tmp_path / "small", form, 4, lambda spec: None)
+    front, text = read_card(tmp_path / "small")
+    assert LICENCE.items() <= front.items()
+    assert "\n# small\n" in text
+    assert told in text
+    assert f"- Digest of the base: `{digest(base)}`" in text
+    assert f"- Digest of the weights: `{digest(tmp_path / 'small')}`" in text
 
 
 def test_a_card_that_cannot_be_read_is_not_written_over(fresh: Fresh):

@@ -56,12 +56,12 @@ def test_scores_and_fields_are_written(
 def test_scores_of_another_checkpoint_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    found = results(tmp_path / "results.json", "ab" * 32)
+    found, before = results(tmp_path / "results.json", "ab" * 32), read_card(folder)
     assert call(monkeypatch, folder, "--results", found) == 2
     told = capsys.readouterr().err
     assert f"is of a checkpoint with the digest abababababab, {folder} has" in told
     assert "evaluate this one" in told
-    assert not (folder / "README.md").exists()
+    assert read_card(folder) == before
 
 
 @pytest.mark.parametrize("text", ["{}", '{"kind": "routing"}', "[1]"])
