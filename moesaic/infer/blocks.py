@@ -50,7 +50,8 @@ class BlockPool:
         self.parts = cached_parts(config)
         width = sum(map(prod, self.parts))
         depth = config.num_hidden_layers + config.num_nextn_predict_layers
-        shape = (n_blocks, block, width)
+        self.spare = n_blocks  # a block that no sequence gets, for what fills up a pass
+        shape = (n_blocks + 1, block, width)
         self.layers = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(depth))
         self._free = list(range(n_blocks - 1, -1, -1))
         self._owners = [0] * n_blocks
@@ -68,7 +69,7 @@ class BlockPool:
     @property
     def n_bytes(self) -> int:
         """Memory of all blocks."""
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(layer[: self.n_blocks].nbytes for layer in self.layers)
 
     def take(self) -> int:
         """A free block, held once.
@@ -145,6 +146,9 @@ class PagedCache:
     Rows are filled on the left, as `PromptBatch` does it: ``documents_BS`` is 1 for tokens and 0
     for what fills a row. A cache serves one pass; rooms must have been made before.
     """
+
+    visible: Tensor | None = None
+    """Earlier positions of the same document are seen."""
 
     def __init__(self, held: Sequence[Held], fed: Sequence[int]) -> None:
         """Prepare a pass.

@@ -21,6 +21,9 @@ class KeyValueCache:
     Source: DeepSeek-V2 (arXiv 2405.04434) section 2.1.4, table 1.
     """
 
+    visible: Tensor | None = None
+    """Earlier positions of the same document are seen."""
+
     def __init__(self, capacity: int = 256) -> None:
         self.length = 0
         self.documents: Tensor | None = None

@@ -16,6 +16,7 @@ from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held, PagedCache
 from moesaic.infer.native import NativeDecoder
 from moesaic.infer.prompts import PromptBatch
+from moesaic.infer.recorded import Passes, can_be_recorded
 from moesaic.kernels.native.pack import Form
 from moesaic.model.transformer import Transformer
 
@@ -26,6 +27,8 @@ _CHUNK = 1024
 """Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
 _FEW = 16
 """Up to this many tokens the compiled form reads weights faster than a matmul multiplies them."""
+_FEW_RECORDED = 32
+"""Up to this many tokens a GPU waits for its host, pass after pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +200,46 @@ class CpuDecoder:
         return self._native.draft(previous_TD, ids, owners, last)
 
 
+class GpuDecoder:
+    """On a GPU: few tokens through recorded passes, many through `TorchDecoder`."""
+
+    def __init__(self, model: Transformer, pool: BlockPool) -> None:
+        self.model, self.pool = model, pool
+        self._many, self._few = TorchDecoder(model, pool), Passes(model, pool)
+
+    @torch.inference_mode()
+    def feed(self, fed: Sequence[Fed]) -> list[Found]:
+        """See `Decoder`."""
+        if sum(len(one.ids) for one in fed) > _FEW_RECORDED:
+            return self._many.feed(fed)
+        make_rooms(fed)
+        logits_TV, hidden_TD = self._few.run([(one.held, one.ids) for one in fed])
+        ends = list(accumulate(len(one.ids) for one in fed))
+        for one in fed:
+            one.held.length += len(one.ids)
+        asked = [slice(end - _count(one), end) for one, end in zip(fed, ends, strict=True)]
+        return [Found(logits_TV[part].clone(), hidden_TD[part].clone()) for part in asked]
+
+    @torch.inference_mode()
+    def draft(self, known: Sequence[Known]) -> Tensor:
+        """See `Decoder`."""
+        if sum(len(one.ids) for one in known) > _FEW_RECORDED:
+            return self._many.draft(known)
+        previous_TD = torch.cat([one.hidden_TD for one in known])
+        logits_TV, _ = self._few.run([(one.held, one.ids) for one in known], previous_TD)
+        for one in known:
+            one.held.length += len(one.ids)
+        return logits_TV[[end - 1 for end in accumulate(len(one.ids) for one in known)]]
+
+
 def build_decoder(model: Transformer, pool: BlockPool, form: Form = "weights") -> Decoder:
     """The fastest decoder that serves a model where it is.
 
     Raises:
         RequestError: if integer weights are asked for and there is no compiled form.
     """
+    if form == "weights" and can_be_recorded(model):
+        return GpuDecoder(model, pool)
     try:
         return CpuDecoder(model, pool, form)
     except RequestError:

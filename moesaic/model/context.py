@@ -28,6 +28,11 @@ class Cache(Protocol):
         """Document of each position held, [B, C]; None when all are of one document."""
         ...
 
+    @property
+    def visible(self) -> Tensor | None:
+        """bool [B, 1, S, C], where the cache itself knows what a pass sees; None otherwise."""
+        ...
+
     def extend(self, layer: int, *parts: Tensor) -> tuple[Tensor, ...]:
         """Add the fed positions' ``parts``, each [B, S, …]; returns all held, each [B, C, …]."""
         ...
@@ -56,6 +61,8 @@ def visible_positions(documents_BS: Tensor | None, cache: Cache | None) -> Tenso
     Raises:
         RequestError: if some passes of a cache name documents and others do not.
     """
+    if cache is not None and cache.visible is not None:
+        return cache.visible
     held = cache.length if cache is not None else 0
     before = cache.documents if cache is not None else None
     if documents_BS is None and before is None:

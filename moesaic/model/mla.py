@@ -6,10 +6,9 @@ without position, R with rotary position, Q both, U value width, Z key-value lat
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moesaic.config.model import ModelConfig
-from moesaic.kernels.attention import attention
+from moesaic.kernels.attention import attention, shared_attention
 from moesaic.model.context import Context
 from moesaic.model.linear import Linear
 from moesaic.model.norm import RMSNorm
@@ -100,9 +99,6 @@ class LatentAttention(nn.Module):
         to_key_HNZ, to_value_HUZ = per_head.split((self.unrotated, self.value_dim), dim=1)
         q_BHSZ = q_BSHN.transpose(1, 2) @ to_key_HNZ
         queries = torch.cat((q_BHSZ, q_BSHR.transpose(1, 2)), dim=-1)
-        # One key-value head for all: fold the heads into the positions of the queries.
-        keys = torch.cat((latent_BCZ, k_BCR), dim=-1).unsqueeze(1)
-        values = F.pad(latent_BCZ, (0, self.rotated)).unsqueeze(1)
-        keys, values = (part.expand(-1, self.n_heads, -1, -1) for part in (keys, values))
-        out = attention(queries, keys, values, self.scale, context.visible)
-        return out[..., : self.latent] @ to_value_HUZ.transpose(1, 2)
+        keys = torch.cat((latent_BCZ, k_BCR), dim=-1)
+        out_BHSZ = shared_attention(queries, keys, latent_BCZ, self.scale, context.visible)
+        return out_BHSZ @ to_value_HUZ.transpose(1, 2)

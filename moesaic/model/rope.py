@@ -42,11 +42,14 @@ class Rope:
         self.frequencies = _frequencies(config)
         self.length = _length(config.rope_scaling)
         self.interleaved = config.rope_interleave
+        self._placed: dict[torch.device, Tensor] = {}
 
     def __call__(self, positions_BS: Tensor) -> Rotation:
         """The rotation at each position."""
-        frequencies = self.frequencies.to(positions_BS.device)
-        angles = positions_BS[..., None, None].float() * frequencies
+        device = positions_BS.device
+        if device not in self._placed:  # a pass that a GPU repeats by itself may not copy them
+            self._placed[device] = self.frequencies.to(device)
+        angles = positions_BS[..., None, None].float() * self._placed[device]
         return Rotation(angles.cos() * self.length, angles.sin() * self.length, self.interleaved)
 
 

@@ -10,10 +10,21 @@ from moesaic.config.presets import get_preset
 from moesaic.errors import RequestError
 from moesaic.infer import decoder
 from moesaic.infer.blocks import BlockPool, Held
-from moesaic.infer.decoder import CpuDecoder, Decoder, Fed, TorchDecoder, build_decoder
+from moesaic.infer.decoder import (
+    CpuDecoder,
+    Decoder,
+    Fed,
+    GpuDecoder,
+    TorchDecoder,
+    build_decoder,
+)
 from moesaic.kernels.native.build import library
 
-FORMS: dict[str, Callable[..., Decoder]] = {"torch": TorchDecoder, "cpu": CpuDecoder}
+FORMS: dict[str, Callable[..., Decoder]] = {
+    "torch": TorchDecoder,
+    "cpu": CpuDecoder,
+    "gpu": GpuDecoder,
+}
 
 
 @pytest.fixture(params=FORMS)

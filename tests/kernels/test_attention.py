@@ -8,7 +8,7 @@ from kernels.agreement import DTYPES, assert_agree, assert_only_asked, run
 from torch import Tensor
 
 from moesaic.kernels import reference
-from moesaic.kernels.attention import attention
+from moesaic.kernels.attention import attention, shared_attention
 
 SIZES = [  # sequences, heads, positions fed, positions visible
     (1, 1, 1, 1),
@@ -136,12 +136,28 @@ def test_scores_too_large_to_exponentiate_are_no_trouble(generator: torch.Genera
     torch.testing.assert_close(got.double(), want, rtol=0.05, atol=0.05)
 
 
-def test_keys_and_values_shared_by_all_heads_give_the_same(generator: torch.Generator):
-    """A view that repeats one head, as the absorbed form of latent attention hands over."""
-    q, k, v = random_inputs((2, 4, 9, 9), (12, 8), torch.float64, generator)
-    k, v = (part.detach()[:, :1].expand(-1, 4, -1, -1).requires_grad_() for part in (k, v))
-    fast, exact = scaled(attention, None), scaled(reference.attention, None)
-    assert_agree(fast, exact, [q, k, v], generator, torch.float64)
+@pytest.mark.parametrize("size", [*SIZES, (2, 4, 40, 60)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_keys_and_values_shared_by_all_heads_give_the_same(
+    dtype: torch.dtype,
+    size: tuple[int, int, int, int],
+    packed: bool,
+    generator: torch.Generator,
+):
+    """As the absorbed form of latent attention hands over: the values are a part of the keys."""
+    q, k, _ = random_inputs(size, (12, 8), dtype, generator)
+    shared = k[:, 0].detach().requires_grad_()
+    visible = of_documents(size[0], *size[2:], generator) if packed else None
+
+    def fast(q: Tensor, k: Tensor) -> Tensor:
+        return shared_attention(q, k, k[..., :8], 0.3, visible)
+
+    def exact(q: Tensor, k: Tensor) -> Tensor:
+        keys = k.unsqueeze(1).expand(-1, size[1], -1, -1)
+        return reference.attention(q, keys, keys[..., :8], 0.3, visible)
+
+    assert_agree(fast, exact, [q, shared], generator, dtype)
 
 
 @pytest.mark.gpu

@@ -12,6 +12,8 @@ class ListCache:
         self.fed: list[Tensor] = []
         self.length = 0
 
+    visible: Tensor | None = None
+
     @property
     def documents(self) -> Tensor | None:
         return torch.cat(self.fed, dim=1) if self.fed else None
