@@ -7,6 +7,7 @@ const Markdown = (() => {
   const QUOTE = /^ {0,3}>\s?/;
   const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+|$)/;
   const SEPARATOR = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
+  const SIDES = { "-:": "right", "::": "middle" };
   const INLINE = new RegExp(
     [
       /(?<ticks>`+)(?<code>[^`](?:.*?[^`])?)\k<ticks>(?!`)/,
@@ -139,8 +140,13 @@ const Markdown = (() => {
     table(lines) {
       const cells = (line) =>
         line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim());
-      const row = (kind) => (line) =>
-        element("tr", ...cells(line).map((cell) => element(kind, ...inline(cell))));
+      const sides = cells(lines[1]).map((mark) => SIDES[`${mark.at(0)}${mark.at(-1)}`] ?? "");
+      const cellOf = (kind) => (text, i) => {
+        const made = element(kind, ...inline(text));
+        made.className = sides[i] ?? "";
+        return made;
+      };
+      const row = (kind) => (line) => element("tr", ...cells(line).map(cellOf(kind)));
       const body = element("tbody", ...lines.slice(2).map(row("td")));
       const made = element("div", element("table", element("thead", row("th")(lines[0])), body));
       made.className = "scroll";

@@ -5,10 +5,12 @@ const Page = (() => {
   const KEPT = ["system", "temperature", "max-tokens", "key"];
   let turns = [];
   let writing = null; // what stops the answer that is being written
+  let loading = false; // whether the models are being asked for
 
   class Refused extends Error {
-    constructor(status, told) {
-      super(told?.message || `The server answered with status ${status}.`);
+    constructor(status, told, key) {
+      const wrong = key ? "The API key is wrong." : "The server asks for an API key.";
+      super(status === 401 ? wrong : told?.message || `The server answered with status ${status}.`);
       this.status = status;
       this.code = told?.code;
     }
@@ -29,7 +31,7 @@ const Page = (() => {
     }
     if (response.ok) return response;
     const told = await response.json().catch(() => null);
-    throw new Refused(response.status, told?.error);
+    throw new Refused(response.status, told?.error, key);
   }
 
   async function* events(response) {
@@ -69,6 +71,8 @@ const Page = (() => {
   }
 
   async function loadModels() {
+    if (loading) return;
+    loading = true;
     try {
       const { data } = await (await request("v1/models")).json();
       const names = data.map((one) => one.id);
@@ -76,10 +80,11 @@ const Page = (() => {
       model.replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
       model.disabled = false;
       nameModel();
-      if (!turns.length) tell(null);
+      if (problem.dataset.from === "models") tell(null);
     } catch (error) {
-      tell(error);
+      tell(error, "models");
     }
+    loading = false;
     refresh();
   }
 
@@ -155,8 +160,9 @@ const Page = (() => {
     turn.querySelector(".foot").replaceChildren(copier(() => turns[at].content), again, told);
   }
 
-  function tell(error) {
+  function tell(error, from = "") {
     problem.hidden = !error;
+    problem.dataset.from = from;
     problem.replaceChildren();
     if (!error) return;
     const line = document.createElement("p");
@@ -247,7 +253,7 @@ const Page = (() => {
       const choice = event.choices[0];
       if (event.usage) written.counted = event.usage.completion_tokens;
       if (!choice) continue;
-      if (choice.finish_reason === "length") written.end = "cut at the most tokens";
+      if (choice.finish_reason === "length") written.end = "cut off at the most tokens";
       if (!choice.delta.content) continue;
       written.last = performance.now();
       written.first ||= written.last;
@@ -270,7 +276,7 @@ const Page = (() => {
     tell(failure);
     keep();
     refresh();
-    byId("status").textContent = failure ? "" : `The answer has ${written.end || "ended"}.`;
+    byId("status").textContent = failure ? "" : `The answer is ${written.end || "complete"}.`;
     if (failure?.code === "model_not_found") loadModels();
     if (failure?.status !== 401) message.focus({ preventScroll: true });
   }
@@ -376,7 +382,9 @@ const Page = (() => {
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && writing) writing.abort();
     });
-    window.addEventListener("focus", () => writing || loadModels());
+    window.addEventListener("focus", () => {
+      if (!writing && !document.activeElement.closest("#settings")) loadModels();
+    });
     loadModels();
   }
 
