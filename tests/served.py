@@ -14,8 +14,8 @@ from moesaic.infer.batching import BatchEngine
 from moesaic.infer.blocks import BlockPool
 from moesaic.infer.decoder import TorchDecoder
 from moesaic.model.transformer import Transformer
-from moesaic.serve.app import Served
 from moesaic.serve.run import Server
+from moesaic.serve.served import Served
 
 N_BLOCKS = 48
 PATIENCE_S = 60.0

@@ -26,7 +26,7 @@ SURFACE = {
         "--memory --json"
     ),
     "chat": "folder --temperature --top-p --max-new-tokens --seed --set",
-    "serve": "folder --host --port --set --json",
+    "serve": "folder --host --port --shard --set --json",
     "launch": "folder --on --gpus --nodes --redundant --run --set --json",
     "report": "paths --out --live --port --json",
 }

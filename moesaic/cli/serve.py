@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesaic.errors import ConfigError
+from moesaic.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from moesaic.serve.run import Server
@@ -22,6 +22,12 @@ def serve(
         str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")
     ] = _HOST,
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = _PORT,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shard", help="Serve this shard of the model beside it.", metavar="NAME=DIR"
+        ),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="Serve otherwise, as max_running=8.", metavar="NAME=VALUE"),
@@ -37,22 +43,35 @@ def serve(
     stream=true piece by piece; /v1/models lists, /health answers while the server is up,
     /metrics has figures for Prometheus.
 
+    A shard that was trained from the folder answers as the merged checkpoint would, to
+    requests for the model FOLDER+NAME; only the weights it changes are held twice. With
+    admin_keys='["KEY"]', shards_folder and spare_experts, POST /v1/shards loads
+    {"name": NAME, "folder": DIR} and DELETE /v1/shards/NAME unloads it while others are
+    answered.
+
     Settings of --set: cache_tokens, max_running, max_queue, prefill_tokens, deterministic,
     timeout_s, closing_s, max_new_tokens, max_choices, max_body_bytes, dtype, device, form
-    (int8 or int4 on a CPU), and api_keys='["KEY"]', without which everybody who reaches
-    the port is answered.
+    (int8 or int4 on a CPU), trusted (keys that must have signed shards), and
+    api_keys='["KEY"]', without which everybody who reaches the port is answered.
     """
     from moesaic.config.load import parse_changes
     from moesaic.config.serve import ServeConfig
 
     config = parse_changes(ServeConfig, changes or [])
+    beside = _named(shards or [])
     try:
+        from moesaic.serve.load import load_served
         from moesaic.serve.run import Server
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"serving needs {error.name}; install it with: pip install 'moesaic[serve]'"
         ) from None
-    server = Server.load(folder, config, host, port)
+    served = load_served(folder, config, beside)
+    try:
+        server = Server(served, host, port)
+    except RequestError:
+        served.engine.close(0)
+        raise
     if host not in _LOCAL and not config.api_keys:
         print("moesaic: no api_keys: whoever reaches the port is answered", file=sys.stderr)
     print(json.dumps(_told(server)) if as_json else _line(server), flush=True)
@@ -62,17 +81,32 @@ def serve(
         print(file=sys.stderr)
 
 
+def _named(shards: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for shard in shards:
+        name, equals, folder = shard.partition("=")
+        if not (name and equals and folder):
+            raise ConfigError(f"--shard {shard}: not a name and a folder; write it as NAME=DIR")
+        if name in found:
+            raise ConfigError(f"--shard {shard}: the name is given twice; give another")
+        found[name] = Path(folder)
+    return found
+
+
 def _told(server: "Server") -> dict[str, Any]:
-    settings = server.served.config.model_dump(exclude={"api_keys"})
-    return {"url": f"{server.address}/v1", "model": server.served.name, "settings": settings}
+    settings = server.served.config.model_dump(exclude={"api_keys", "admin_keys"})
+    served = server.served
+    shards = () if served.shards is None else served.shards.names
+    url = f"{server.address}/v1"
+    return {"url": url, "model": served.name, "shards": list(shards), "settings": settings}
 
 
 def _line(server: "Server") -> str:
     from moesaic.units import gib
 
     served = server.served
-    room = served.engine.cache_bytes
+    room, positions = served.engine.cache_bytes, served.config.cache_tokens
     return (
-        f"{server.address}/v1 | model {served.name} | {served.config.cache_tokens} positions "
-        f"cached in {gib(room)} | Ctrl-C ends"
+        f"{server.address}/v1 | model {', '.join(served.names)} | {positions} positions cached in "
+        f"{gib(room)} | Ctrl-C ends"
     )

@@ -1,8 +1,15 @@
 """`ServeConfig`: how many requests a model answers at once, and what it refuses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from moesaic.config.settings import Settings
 
@@ -38,9 +45,32 @@ class ServeConfig(Settings):
     """Bytes of a request that are read."""
     api_keys: Annotated[tuple[Key, ...], Field(strict=False)] = ()
     """Keys that are let in, as ``Authorization: Bearer KEY``; none lets everybody in."""
+    admin_keys: Annotated[tuple[Key, ...], Field(strict=False)] = ()
+    """Keys that may load and unload shards while the server runs, and ask for answers; without
+    any nobody may."""
+    shards_folder: str | None = None
+    """Where shards may be loaded from while the server runs: folders in this one."""
+    spare_experts: NonNegativeInt = 0
+    """Experts of each layer for which there is room besides those of the shards given at the
+    start."""
+    trusted: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """PEM files of public keys; with some, only shards signed with one of them are loaded."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of weights, products and caches."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU if there is one."""
     form: Literal["weights", "int8", "int4"] = "weights"
     """How matrices are held on a CPU: as they are, or in integers with a scale per group."""
+
+    @model_validator(mode="after")
+    def _shards_come_from_somewhere(self) -> Self:
+        if bool(self.admin_keys) != (self.shards_folder is not None):
+            raise ValueError(
+                "admin_keys say who may load shards and shards_folder from where; set both, or none"
+            )
+        if self.admin_keys and not self.spare_experts:
+            raise ValueError(
+                "admin_keys let shards be loaded and there is room for none; set spare_experts to "
+                "the most experts of a layer that they train together"
+            )
+        return self

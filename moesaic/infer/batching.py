@@ -13,6 +13,7 @@ from moesaic.config.serve import ServeConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import RequestError
 from moesaic.infer.decoder import Decoder
+from moesaic.infer.held import cache_of
 from moesaic.infer.job import BusyError, Job, LateError, Stream
 from moesaic.infer.meter import Stats
 from moesaic.infer.prompts import encode_prompts
@@ -53,7 +54,7 @@ class BatchEngine:
             config: what may run and wait.
         """
         self.config = config or ServeConfig()
-        self._decoder, self._tokenizer, self._model = decoder, tokenizer, decoder.model.config
+        self.decoder, self._tokenizer, self._model = decoder, tokenizer, decoder.model.config
         self._batch = Batch(decoder, self.config)
         self._shown = self._batch.rooms.shown()
         self._waiting: list[Sequence] = []
@@ -71,35 +72,38 @@ class BatchEngine:
             wake: see `Stream`.
 
         Raises:
-            RequestError: if the request can never be served.
+            RequestError: if the request can never be served, or its variant was closed.
             BusyError: if too many wait, or the engine is closing.
         """
         self._check(job)
         stream = Stream(job, wake)
-        settings = job.settings
+        sequence = Sequence(
+            stream,
+            next(self._orders),
+            monotonic(),
+            Written.begin(self._model, self._tokenizer, job.settings, job.grammar),
+            torch.Generator().manual_seed(job.settings.seed),
+            list(job.prompt_ids),
+            TextStream(self._tokenizer) if job.echoes and self._tokenizer else None,
+        )
         with self._changed:
             self._check_room()
-            sequence = Sequence(
-                stream,
-                next(self._orders),
-                monotonic(),
-                Written.begin(self._model, self._tokenizer, settings, job.grammar),
-                torch.Generator().manual_seed(settings.seed),
-                list(job.prompt_ids),
-                TextStream(self._tokenizer) if job.echoes and self._tokenizer else None,
-            )
+            if job.variant is not None:
+                job.variant.enter()
             self._wait(sequence)
             self._changed.notify()
         return stream
 
     def stats(self) -> Stats:
         """How it stands, as of the latest step."""
+        cache = cache_of(self.decoder.model)
         return Stats(
             waiting=len(self._waiting),
             running=len(self._batch.running),
-            blocks=self._decoder.pool.n_blocks,
+            blocks=self.decoder.pool.n_blocks,
             blocks_free=self._shown[0],
             blocks_kept=self._shown[1],
+            experts=None if cache is None else cache.counts,
             meter=self._batch.meter,
         )
 
@@ -111,7 +115,7 @@ class BatchEngine:
     @property
     def cache_bytes(self) -> int:
         """Memory of all blocks."""
-        return self._decoder.pool.n_bytes
+        return self.decoder.pool.n_bytes
 
     def close(self, wait_s: float | None = None) -> None:
         """Take no more requests, end those that there are, and give all blocks back.
@@ -136,7 +140,7 @@ class BatchEngine:
 
     def _check(self, job: Job) -> None:
         """See that a job could be served alone."""
-        settings, pool = job.settings, self._decoder.pool
+        settings, pool = job.settings, self.decoder.pool
         encode_prompts([job.prompt_ids], self._model, self._tokenizer, settings.max_new_tokens)
         if settings.stop and self._tokenizer is None:
             raise RequestError(f"stop={settings.stop!r} needs a tokenizer; leave stop out")

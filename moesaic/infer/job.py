@@ -9,6 +9,7 @@ from moesaic.config.infer import GenerateConfig
 from moesaic.errors import RequestError
 from moesaic.infer.grammar import Grammar
 from moesaic.infer.text import Ending
+from moesaic.infer.variant import Variant
 
 MOST_TOP_LOGPROBS = 20
 """Likeliest tokens that are told at most."""
@@ -38,6 +39,8 @@ class Job:
     prompt is then computed anew."""
     grammar: Grammar | None = None
     """What the text has to be; None for any."""
+    variant: Variant | None = None
+    """Whose weights continue it; None for those of the engine's own decoder."""
 
     def __post_init__(self) -> None:
         most = MOST_TOP_LOGPROBS

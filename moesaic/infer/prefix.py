@@ -1,6 +1,7 @@
 """`Prefixes`: beginnings that sequences have in common, computed once.
 
-A whole block of a pool is found again by a hash of its tokens and of all tokens before it.
+A whole block of a pool is found again by a hash of its tokens and of all tokens before it, and of
+the weights that it was computed with.
 """
 
 import hashlib
@@ -33,11 +34,16 @@ class Prefixes:
         """Blocks that no sequence holds: as good as free."""
         return sum(self._pool.owners(block) == 1 for block in self._blocks.values())
 
-    def begin(self, ids: Sequence[int]) -> Held:
+    def begin(self, ids: Sequence[int], root: bytes = b"") -> Held:
         """What a sequence of these ids need not compute. Its last id is never among it: a pass has
-        to be fed something."""
+        to be fed something.
+
+        Args:
+            ids: of the sequence.
+            root: stands for the weights; see `Variant`.
+        """
         blocks, names = [], []
-        for name in self._names(ids[: len(ids) - 1]):
+        for name in self._names(ids[: len(ids) - 1], root):
             block = self._blocks.get(name)
             if block is None:
                 break
@@ -47,15 +53,16 @@ class Prefixes:
         self._touch(names)
         return Held(self._pool, blocks, len(blocks) * self._pool.block)
 
-    def keep(self, ids: Sequence[int], held: Held) -> None:
+    def keep(self, ids: Sequence[int], held: Held, root: bytes = b"") -> None:
         """Keep the whole blocks of a sequence with what they were computed from.
 
         Args:
             ids: at least those of the positions held.
             held: what the sequence has.
+            root: see `begin`.
         """
         names = []
-        for name, block in zip(self._names(ids[: held.length]), held.blocks, strict=False):
+        for name, block in zip(self._names(ids[: held.length], root), held.blocks, strict=False):
             if name not in self._blocks:
                 self._pool.share(block)
                 self._blocks[name] = block
@@ -80,9 +87,9 @@ class Prefixes:
             self._pool.give_back(block)
         self._blocks.clear()
 
-    def _names(self, ids: Sequence[int]) -> Iterator[bytes]:
+    def _names(self, ids: Sequence[int], root: bytes) -> Iterator[bytes]:
         """The name of each whole block."""
-        name, block = b"", self._pool.block
+        name, block = root, self._pool.block
         for start in range(0, len(ids) - block + 1, block):
             name = hashlib.sha256(name + array("q", ids[start : start + block]).tobytes()).digest()
             yield name

@@ -37,7 +37,9 @@ class Rooms:
             held, length = Held(self._pool), sequence.most_ids
         else:
             length = len(sequence.ids) + 1
-            held = Held(self._pool) if sequence.n_to_echo else self.prefixes.begin(sequence.ids)
+            held = Held(self._pool)
+            if not sequence.n_to_echo:
+                held = self.prefixes.begin(sequence.ids, sequence.root)
         length = min(length, sequence.most_ids)
         need = -(-length // self._pool.block) - len(held.blocks)
         if need > self.n_free:
@@ -67,7 +69,7 @@ class Rooms:
     def keep(self, sequence: Sequence) -> None:
         """Let others find what this one computed."""
         if not self._in_advance and sequence.held is not None:
-            self.prefixes.keep(sequence.ids, sequence.held)
+            self.prefixes.keep(sequence.ids, sequence.held, sequence.root)
 
     def leave(self, sequence: Sequence) -> None:
         """Take back all that a sequence has."""

@@ -44,6 +44,12 @@ class Sequence:
         return self.stream.job.priority, self.order
 
     @property
+    def root(self) -> bytes:
+        """What tells its cached prompt from the same prompt under other weights."""
+        variant = self.stream.job.variant
+        return b"" if variant is None else variant.root
+
+    @property
     def n_pending(self) -> int:
         """Ids that were not fed yet."""
         assert self.held is not None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moesaic.config.serve import ServeConfig
 from moesaic.infer.decoder import Decoder, Fed, Found
+from moesaic.infer.job import Piece
 from moesaic.infer.meter import Meter
 from moesaic.infer.rooms import Rooms
 from moesaic.infer.sequence import Sequence, draw_each
@@ -58,21 +59,27 @@ class Batch:
         """End a sequence with an error."""
         self.dismiss(sequence, "failed", error)
 
-    def dismiss(self, sequence: Sequence, how: str, error: Exception | None) -> None:
-        """End a sequence before its time."""
+    def dismiss(self, sequence: Sequence, how: str, last: Piece | Exception | None) -> None:
+        """End a sequence, with the last that its stream gets."""
         if sequence.held is not None:
             self.rooms.leave(sequence)
+        if (variant := sequence.stream.job.variant) is not None:
+            variant.leave()
         self.meter.requests[how] += 1
-        sequence.stream.put(error)
+        sequence.stream.put(last)
 
     def _passes(self) -> list[list[Part]]:
-        """What goes through the model together: a token of each text that is being written, and
-        alone each piece of a prompt, since rows of a pass are filled to the longest. Prompts are
-        cut at the same places whatever else is fed."""
+        """What goes through a model together: a token of each text that is being written with the
+        same weights, and alone each piece of a prompt, since rows of a pass are filled to the
+        longest. Prompts are cut at the same places whatever else is fed."""
         most = left = self._config.prefill_tokens
-        writing: list[Part] = [(each, 1) for each in self.running if each.n_pending == 1]
-        alone = self._config.deterministic
-        passes = [[part] for part in writing] if alone else [writing] if writing else []
+        together: dict[object, list[Part]] = {}
+        for sequence in self.running:
+            if sequence.n_pending == 1:
+                alone = self._config.deterministic
+                group = sequence.order if alone else sequence.stream.job.variant
+                together.setdefault(group, []).append((sequence, 1))
+        passes = list(together.values())
         for sequence in self.running:
             n = min(sequence.n_pending, most)
             if n > left:
@@ -87,8 +94,10 @@ class Batch:
         if not parts:
             return []
         before = [each.held.length for each, _ in parts if each.held is not None]
+        variant = parts[0][0].stream.job.variant
+        decoder = self._decoder if variant is None else variant.decoder
         try:
-            found = self._decoder.feed([_fed(*part) for part in parts])
+            found = decoder.feed([_fed(*part) for part in parts])
         except Exception as error:  # of one of them, or of the device
             for (sequence, _), length in zip(parts, before, strict=True):
                 assert sequence.held is not None
@@ -128,9 +137,9 @@ class Batch:
         if is_first or piece.ending:
             self.rooms.keep(sequence)
         if piece.ending:
-            self.rooms.leave(sequence)
-            self.meter.requests[piece.ending] += 1
-        sequence.stream.put(piece)
+            self.dismiss(sequence, piece.ending, piece)
+        else:
+            sequence.stream.put(piece)
 
     def _measure(self, sequence: Sequence) -> None:
         now, meter = monotonic(), self.meter

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
+from hashlib import sha256
 from hmac import compare_digest
 from http import HTTPStatus
 from typing import Any
@@ -21,14 +23,46 @@ def check_key(request: Request, config: ServeConfig) -> None:
     Raises:
         RefusedError: if it has none of them.
     """
-    given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    known = [compare_digest(given, key.encode()) for key in config.api_keys]  # each takes its time
-    if known and not any(known):
+    if config.api_keys and not _has_one_of(request, (*config.api_keys, *config.admin_keys)):
         raise RefusedError(
             HTTPStatus.UNAUTHORIZED,
             "the API key is missing or wrong; send it as Authorization: Bearer KEY",
             code="invalid_api_key",
         )
+
+
+def check_admin_key(request: Request, config: ServeConfig) -> None:
+    """See that a request may change what is served.
+
+    Raises:
+        RefusedError: if it has no key for that, or there are none.
+    """
+    if not config.admin_keys:
+        raise RefusedError(
+            HTTPStatus.FORBIDDEN,
+            "this server lets nobody load or unload shards; start it with admin_keys and "
+            "shards_folder",
+            code="not_allowed",
+        )
+    if not _has_one_of(request, config.admin_keys):
+        raise RefusedError(
+            HTTPStatus.UNAUTHORIZED,
+            "the admin key is missing or wrong; send it as Authorization: Bearer KEY",
+            code="invalid_api_key",
+        )
+
+
+def _has_one_of(request: Request, keys: Sequence[str]) -> bool:
+    """Whether a request carries one of some keys; how long that takes does not tell which, nor how
+    much of one was right."""
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    found = [compare_digest(_hashed(given), _hashed(key)) for key in keys]  # all of them
+    return any(found)
+
+
+def _hashed(key: str) -> bytes:
+    """Of one length, whatever the key's."""
+    return sha256(key.encode(errors="surrogateescape")).digest()
 
 
 async def read_json(request: Request, config: ServeConfig) -> dict[str, Any]:

@@ -1,19 +1,10 @@
-"""`Server`: a checkpoint folder behind HTTP, until it is stopped."""
+"""`Server`: a model behind HTTP, until it is stopped."""
 
-from pathlib import Path
-from typing import Self
-
-import torch
 import uvicorn
 
-from moesaic.config.serve import ServeConfig
-from moesaic.data.tokenizer import Tokenizer
-from moesaic.errors import ConfigError, RequestError
-from moesaic.infer.batching import BatchEngine
-from moesaic.infer.blocks import BLOCK, BlockPool
-from moesaic.infer.decoder import build_decoder
-from moesaic.model.build import load_model, torch_dtype
-from moesaic.serve.app import Served, make_app
+from moesaic.errors import RequestError
+from moesaic.serve.app import make_app
+from moesaic.serve.served import Served
 
 
 class Server:
@@ -47,32 +38,6 @@ class Server:
         bound, number = self._socket.getsockname()[:2]
         self.address = f"http://{f'[{bound}]' if ':' in bound else bound}:{number}"
 
-    @classmethod
-    def load(cls, folder: Path | str, config: ServeConfig, host: str, port: int) -> Self:
-        """The model of a checkpoint folder, under the folder's name.
-
-        Raises:
-            ConfigError: if the device is missing, or the cache smaller than a block.
-            CheckpointError: if the folder is incomplete or damaged.
-            DataError: if it has no tokenizer.
-        """
-        tokenizer, device = Tokenizer.load(folder), _device(config)
-        model = load_model(folder, config.dtype, device).requires_grad_(False)
-        n_blocks = config.cache_tokens // BLOCK
-        if not n_blocks:
-            raise ConfigError(
-                f"cache_tokens={config.cache_tokens} is less than a block of {BLOCK}; raise it"
-            )
-        pool = BlockPool(model.config, n_blocks, dtype=torch_dtype(config.dtype), device=device)
-        engine = BatchEngine(build_decoder(model, pool, config.form), tokenizer, config)
-        name = Path(folder).resolve().name
-        served = Served(name, engine, tokenizer, model.config.max_position_embeddings)
-        try:
-            return cls(served, host, port)
-        except RequestError:
-            engine.close(0)
-            raise
-
     def run(self) -> None:
         """Answer until `stop`, or a signal; running requests may end in ``closing_s``."""
         try:
@@ -84,10 +49,3 @@ class Server:
     def stop(self) -> None:
         """End `run`; any thread may."""
         self._server.should_exit = True
-
-
-def _device(config: ServeConfig) -> str:
-    there = torch.cuda.is_available()
-    if config.device == "cuda" and not there:
-        raise ConfigError("device='cuda', but PyTorch finds no GPU; set device='cpu'")
-    return "cuda" if there and config.device != "cpu" else "cpu"
