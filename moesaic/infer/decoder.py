@@ -20,8 +20,8 @@ from moesaic.infer.recorded import Passes, can_be_recorded
 from moesaic.kernels.native.pack import Form
 from moesaic.model.transformer import Transformer
 
-Wants = Literal["none", "last", "all"]
-"""Of which of the tokens fed logits are asked for."""
+Wants = Literal["none", "last", "all", "hidden"]
+"""Of which of the tokens fed logits and hidden states are asked for; of all hidden states alone."""
 
 _CHUNK = 1024
 """Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
@@ -45,9 +45,9 @@ class Found:
     """What came out for one sequence."""
 
     logits_TV: Tensor
-    """Float32, of the tokens that were asked for."""
+    """Float32, of the tokens that were asked for; of none where hidden states alone were."""
     hidden_TD: Tensor
-    """Normed hidden states of the same tokens, float32."""
+    """Normed hidden states of the tokens that were asked for, float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class TorchDecoder:
         for start in range(0, len(one.ids), _CHUNK):
             part = one.ids[start : start + _CHUNK]
             is_last = start + _CHUNK >= len(one.ids)
-            wants = one.wants if one.wants == "all" or is_last else "none"
+            wants = one.wants if one.wants in ("all", "hidden") or is_last else "none"
             found.append(self._feed_once([Fed(one.held, part, wants)])[0])
         return Found(
             torch.cat([each.logits_TV for each in found]),
@@ -128,8 +128,9 @@ class TorchDecoder:
         )
         counts = [_count(one) for one in fed]
         asked = [row[len(row) - n :] for row, n in zip(hidden_BSD, counts, strict=True)]
-        logits_TV = self.model.head(torch.cat(asked)).float()
-        split = zip(logits_TV.split(counts), asked, strict=True)
+        scored = [hidden[: _count_scored(one)] for one, hidden in zip(fed, asked, strict=True)]
+        logits_TV = self.model.head(torch.cat(scored)).float()
+        split = zip(logits_TV.split(list(map(len, scored))), asked, strict=True)
         return [Found(logits, hidden.float()) for logits, hidden in split]
 
     @torch.inference_mode()
@@ -183,9 +184,10 @@ class CpuDecoder:
         owners = [one.held for one in fed for _ in one.ids]
         ends = list(accumulate(len(one.ids) for one in fed))
         asked = [range(end - _count(one), end) for one, end in zip(fed, ends, strict=True)]
-        wanted = [place for part in asked for place in part]
+        scored = [part[: _count_scored(one)] for one, part in zip(fed, asked, strict=True)]
+        wanted = [place for part in scored for place in part]
         logits, hidden = self._native.step(ids, owners, wanted)
-        split = zip(logits.split(list(map(len, asked))), asked, strict=True)
+        split = zip(logits.split(list(map(len, scored))), asked, strict=True)
         return [Found(found, hidden[part.start : part.stop]) for found, part in split]
 
     @torch.inference_mode()
@@ -217,8 +219,13 @@ class GpuDecoder:
         ends = list(accumulate(len(one.ids) for one in fed))
         for one in fed:
             one.held.length += len(one.ids)
-        asked = [slice(end - _count(one), end) for one, end in zip(fed, ends, strict=True)]
-        return [Found(logits_TV[part].clone(), hidden_TD[part].clone()) for part in asked]
+        return [
+            Found(
+                logits_TV[end - _count_scored(one) : end].clone(),
+                hidden_TD[end - _count(one) : end].clone(),
+            )
+            for one, end in zip(fed, ends, strict=True)
+        ]
 
     @torch.inference_mode()
     def draft(self, known: Sequence[Known]) -> Tensor:
@@ -267,5 +274,10 @@ def make_rooms(fed: Sequence[Fed]) -> None:
 
 
 def _count(one: Fed) -> int:
+    """Of how many tokens, the last ones, hidden states are asked for."""
+    return {"none": 0, "last": 1, "all": len(one.ids), "hidden": len(one.ids)}[one.wants]
+
+
+def _count_scored(one: Fed) -> int:
     """Of how many tokens, the last ones, logits are asked for."""
-    return {"none": 0, "last": 1, "all": len(one.ids)}[one.wants]
+    return 0 if one.wants == "hidden" else _count(one)

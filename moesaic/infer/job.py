@@ -1,9 +1,14 @@
-"""`Job`: what is asked of a `BatchEngine`, and `Stream`: what comes back, as it comes."""
+"""`Job`: what is asked of a `BatchEngine`, and `Stream`: what comes back, as it comes.
+
+Letters: D hidden.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+
+from torch import Tensor
 
 from moesaic.config.infer import GenerateConfig
 from moesaic.errors import RequestError
@@ -39,6 +44,8 @@ class Job:
     prompt is then computed anew."""
     grammar: Grammar | None = None
     """What the text has to be; None for any."""
+    embeds: bool = False
+    """Whether nothing is written: the prompt is read, and the one piece is its embedding."""
     variant: Variant | None = None
     """Whose weights continue it; None for those of the engine's own decoder."""
 
@@ -66,6 +73,9 @@ class Piece:
     """The likeliest tokens with theirs."""
     of_prompt: bool = False
     """Whether the token was given, not drawn; the first one has no probability."""
+    embedding_D: Tensor | None = None
+    """Of a prompt that is embedded: the mean of its normed hidden states, divided by its length;
+    float32."""
 
 
 @dataclass(slots=True)

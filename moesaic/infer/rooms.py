@@ -38,7 +38,7 @@ class Rooms:
         else:
             length = len(sequence.ids) + 1
             held = Held(self._pool)
-            if not sequence.n_to_echo:
+            if not sequence.computes_all:
                 held = self.prefixes.begin(sequence.ids, sequence.root)
         length = min(length, sequence.most_ids)
         need = -(-length // self._pool.block) - len(held.blocks)

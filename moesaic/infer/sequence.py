@@ -1,6 +1,6 @@
 """`Sequence`: one request inside a `BatchEngine`, and how its tokens are drawn.
 
-Letters: B sequences, T tokens fed, V vocabulary.
+Letters: B sequences, T tokens fed, D hidden, V vocabulary.
 """
 
 from collections.abc import Sequence as Several
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import Held
@@ -35,6 +36,8 @@ class Sequence:
     """What is cached of them; None while it waits."""
     n_echoed: int = 0
     """Tokens of the prompt that were told."""
+    read_D: Tensor | None = None
+    """Sum of the hidden states so far, where they are wanted."""
     latest_s: float | None = None
     """When its latest token was drawn; None before the first."""
 
@@ -66,6 +69,33 @@ class Sequence:
         """Tokens of the prompt that are still to be told."""
         job = self.stream.job
         return len(job.prompt_ids) - self.n_echoed if job.echoes else 0
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether it needs every position of its prompt, also those that others computed."""
+        return self.n_to_echo > 0 or self.stream.job.embeds
+
+    def read(self, start: int, hidden_TD: Tensor) -> Piece | None:
+        """Take hidden states; when all are there, the embedding.
+
+        Args:
+            start: the first of their positions; from 0 on the text is read anew.
+            hidden_TD: of the positions.
+
+        Raises:
+            RequestError: if one of them is not a number.
+        """
+        more_D = hidden_TD.double().sum(dim=0)
+        self.read_D = more_D if self.read_D is None or not start else self.read_D + more_D
+        if self.n_pending:
+            return None
+        if not torch.isfinite(self.read_D).all():
+            raise RequestError(
+                "the model's hidden states are not finite; load it in float32, or run "
+                "`moesaic check` on its folder"
+            )
+        embedding_D = F.normalize(self.read_D, dim=0).float().cpu()
+        return Piece(self.ids[-1], "", "complete", of_prompt=True, embedding_D=embedding_D)
 
     def echo(self, start: int, logits_TV: Tensor) -> list[Piece]:
         """The tokens of the prompt that follow these positions, and at first the one before all.

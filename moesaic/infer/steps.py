@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moesaic.config.serve import ServeConfig
+from moesaic.errors import RequestError
 from moesaic.infer.decoder import Decoder, Fed, Found
 from moesaic.infer.job import Piece
 from moesaic.infer.meter import Meter
@@ -111,8 +112,9 @@ class Batch:
     def _draw(self, found: Several[tuple[Sequence, Found]]) -> None:
         """The next token of those whose ids were all fed."""
         for sequence, result in found:
-            self._echo(sequence, result.logits_TV)
-        ready = [(each, result.logits_TV[-1:]) for each, result in found if not each.n_pending]
+            self._read(sequence, result)
+        running = [(each, result) for each, result in found if each.held is not None]
+        ready = [(each, result.logits_TV[-1:]) for each, result in running if not each.n_pending]
         if not ready:
             return
         logits_BV = torch.cat([logits for _, logits in ready])
@@ -123,12 +125,20 @@ class Batch:
             else:
                 self._add(sequences[row], drawn, logits_BV[row])
 
-    def _echo(self, sequence: Sequence, logits_TV: Tensor) -> None:
-        """Tell the tokens of a prompt that is wanted back."""
+    def _read(self, sequence: Sequence, found: Found) -> None:
+        """Tell the tokens of a prompt that is wanted back, or its embedding."""
         assert sequence.held is not None
+        start = sequence.held.length - len(found.hidden_TD)
         if sequence.n_to_echo:
-            for piece in sequence.echo(sequence.held.length - len(logits_TV), logits_TV):
+            for piece in sequence.echo(start, found.logits_TV):
                 sequence.stream.put(piece)
+        elif sequence.stream.job.embeds:
+            try:
+                piece = sequence.read(start, found.hidden_TD)
+            except RequestError as error:
+                return self.fail(sequence, error)
+            if piece is not None:
+                self.dismiss(sequence, "complete", piece)
 
     def _add(self, sequence: Sequence, token: int, logits_V: Tensor) -> None:
         is_first = sequence.latest_s is None
@@ -157,4 +167,6 @@ def _fed(sequence: Sequence, n: int) -> Fed:
     wants = "last" if n == sequence.n_pending else "none"
     if sequence.n_to_echo:
         wants = "all"
+    elif sequence.stream.job.embeds:
+        wants = "hidden"
     return Fed(held, tuple(sequence.ids[held.length : held.length + n]), wants)

@@ -10,8 +10,8 @@ from moesaic.data.tokenizer import Tokenizer
 from moesaic.infer.grammar import Course, Grammar
 
 Ending = Literal["eos", "stop", "length", "complete"]
-"""Why a text ends: a token that ends texts, a stop text, as many tokens as were allowed, or a
-grammar after which nothing may follow."""
+"""Why a text ends: a token that ends texts, a stop text, as many tokens as were allowed, or
+nothing that may follow, by its grammar or since it is only read."""
 
 _REPLACEMENT = "\ufffd"
 """What the bytes of an unfinished character decode to."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
@@ -36,21 +36,30 @@ class Events(StreamingResponse):
 
 async def answer_at_once(request: Request, asked: Asked, answer: Answer, n: int) -> Response:
     """The whole answer, or nothing if the client does not wait for it."""
-    work = asyncio.ensure_future(asked.collect())
+
+    async def collect() -> Response:
+        choices = await asked.collect()
+        drawn = sum(not piece.of_prompt for pieces in choices for piece in pieces)
+        usage = usage_of(asked.jobs, asked.streams, n, drawn)
+        return JSONResponse(answer.whole(choices, usage))
+
+    try:
+        return await unless_gone(request, collect())
+    finally:
+        asked.cancel()
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+    """An answer, which is given up when its client does not wait for it."""
+    work = asyncio.ensure_future(answer)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            return Response(status_code=_GONE)
-        choices = work.result()
+        return work.result() if work.done() else Response(status_code=_GONE)
     finally:
-        asked.cancel()
         for task in (work, gone):
             task.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
-    drawn = sum(not piece.of_prompt for pieces in choices for piece in pieces)
-    usage = usage_of(asked.jobs, asked.streams, n, drawn)
-    return JSONResponse(answer.whole(choices, usage))
 
 
 async def _events(asked: Asked, answer: Answer, n: int, tells_usage: bool) -> AsyncIterator[str]:

@@ -16,6 +16,7 @@ from moesaic.serve.admin import add_shard_paths
 from moesaic.serve.answering import Events, answer_at_once
 from moesaic.serve.answers import Answer
 from moesaic.serve.asking import Asked
+from moesaic.serve.embedding import add_embeddings
 from moesaic.serve.errors import RefusedError
 from moesaic.serve.forms import ChatForm, CompletionForm, Form
 from moesaic.serve.metrics import KIND, exposition
@@ -60,6 +61,7 @@ def make_app(served: Served) -> FastAPI:
     async def complete(request: Request) -> Response:
         return await _answer(served, request, CompletionForm, served.completion_jobs)
 
+    add_embeddings(app, served.engine, served.embedding_jobs, guarded)
     add_page(app)
     add_shard_paths(app, served)
     for kind in (Exception, HTTPException, MoesaicError):

@@ -13,6 +13,7 @@ from moesaic.infer.batching import BatchEngine
 from moesaic.infer.grammar import Grammars
 from moesaic.infer.job import Job
 from moesaic.infer.variant import Variant
+from moesaic.serve.embedding import EmbeddingForm
 from moesaic.serve.errors import RefusedError
 from moesaic.serve.forms import ChatForm, CompletionForm
 from moesaic.serve.shards import Loaded, Shards
@@ -107,3 +108,9 @@ class Served:
         """What a prompt asks of the engine."""
         jobs = in_form(form.jobs(self.tokenizer, self.config), form, lambda: self.grammars)
         return [replace(job, variant=variant) for job in jobs]
+
+    def embedding_jobs(self, form: EmbeddingForm) -> list[Job]:
+        """What texts to be embedded ask of the engine."""
+        shard = self.shard_of(form.model)
+        jobs = form.jobs(self.tokenizer, self.engine)
+        return [replace(job, variant=None if shard is None else shard.variant) for job in jobs]
