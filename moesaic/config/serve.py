@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from moesaic.config.memory import Memory
 from moesaic.config.settings import Settings
 
 Key = Annotated[str, Field(min_length=1, pattern=r"^[!-~]+$")]
@@ -60,7 +61,10 @@ class ServeConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU if there is one."""
     form: Literal["weights", "int8", "int4"] = "weights"
-    """How matrices are held on a CPU: as they are, or in integers with a scale per group."""
+    """How matrices are held on a CPU: as they are stored, or in integers with a scale per group."""
+    memory: Memory | None = None
+    """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. None
+    holds all."""
 
     @model_validator(mode="after")
     def _shards_come_from_somewhere(self) -> Self:

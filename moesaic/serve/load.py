@@ -19,6 +19,7 @@ from moesaic.model.build import empty_model, torch_dtype
 from moesaic.model.transformer import Transformer
 from moesaic.serve.served import Served
 from moesaic.serve.shards import Shards, room_for
+from moesaic.units import gib
 
 
 def load_served(
@@ -34,7 +35,7 @@ def load_served(
 
     Raises:
         ConfigError: if the device is missing, the cache smaller than a block, or the weights are
-            to be integers and there are shards.
+            to be integers or in a bounded memory and there are shards.
         CheckpointError: if the folder is incomplete or damaged.
         DataError: if it has no tokenizer.
         ShardError: if a shard cannot be loaded.
@@ -52,7 +53,8 @@ def load_served(
         for name, shard in (shards or {}).items():
             beside.load(name, shard)
     else:
-        model, beside = load_held(folder, config.dtype, device, config.form), None
+        beside = None
+        model = load_held(folder, config.dtype, device, config.form, config.memory)
     engine = BatchEngine(decode(model), tokenizer, config)
     name = Path(folder).resolve().name
     return Served(name, engine, tokenizer, model.config.max_position_embeddings, beside)
@@ -66,6 +68,11 @@ def _load_spacious(
         raise ConfigError(
             f"form={config.form!r}: shards are served beside weights as they are; leave form out, "
             "or serve the merged checkpoint"
+        )
+    if config.memory is not None:
+        raise ConfigError(
+            f"memory={gib(config.memory)}: shards are served beside experts that are all held; "
+            "leave memory out, or serve the merged checkpoint"
         )
     model = empty_model(reader.config, config.dtype, device).requires_grad_(False)
     spare = SpareExperts(model, room_for(shards.values(), reader, config.spare_experts))

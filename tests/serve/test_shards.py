@@ -245,6 +245,24 @@ def test_shards_beside_integers_are_refused(home: Home):
         home.served(shards={"law": home.shard("law")}, form="int8")
 
 
+def test_shards_in_a_bounded_memory_are_refused(home: Home):
+    with pytest.raises(
+        ConfigError, match=r"memory=1\.0 GiB: shards are served beside experts that"
+    ):
+        home.served(shards={"law": home.shard("law")}, memory="1GiB")
+
+
+def test_a_base_in_a_bounded_memory_answers_the_same_and_tells_of_its_experts(home: Home):
+    rows = prompts(2, longest=12)  # longer ones go through torch: the same but for the last bits
+    plain, small = home.served(), home.served(memory="300KiB")
+    with plain.engine, small.engine:
+        assert answers(small, "base", rows) == answers(plain, "base", rows)
+        told = small.engine.stats().experts
+        assert told is not None
+        assert 0 < told.held < told.asked
+        assert plain.engine.stats().experts is None
+
+
 def test_the_first_slots_are_the_bases_own(home: Home):
     served = home.served(shards={"law": home.shard("law")})
     served.engine.close()
