@@ -36,7 +36,7 @@ from moesaic.eval.tasks.registry import find_task
 from moesaic.planner.table import Column, Row, Table
 from moesaic.runlog import hardware
 
-_ROWS = 32
+_ROWS = 64
 """That transformers is fed at once."""
 _LIMITS = ("limit", "max_length", "max_new_tokens")
 Scores = Mapping[str, float]

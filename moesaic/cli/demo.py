@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -13,16 +14,20 @@ from moesaic.units import count, duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from moesaic.analyse.sources import Source
     from moesaic.config.train import TrainConfig
-    from moesaic.data.tokenizer import Tokenizer
     from moesaic.esft.select import Selection
-    from moesaic.model.transformer import Transformer
     from moesaic.planner.table import Table
+
+    Domains = Mapping[str, Mapping[str, Any]]
 
 _Done = TypeVar("_Done")
 
 _PROMPTS = ("The old man looked at the sea and", "Anna has 3 apples and buys")
 _NEW_TOKENS = 48
+_WIDTH = 100
+_TOKENS = 16_384
+"""Held-out tokens of each domain that models are compared on."""
 
 
 def demo(
@@ -36,8 +41,8 @@ def demo(
     """Pretrain a small mixture of experts, fine-tune eight experts per layer, merge, compare.
 
     English novels and plays first, then maths word problems, all from the corpus that ships with
-    moesaic. Offline; about five minutes on two CPU cores. The same command goes on where it was
-    stopped.
+    moesaic; at the end a report says whether it helped, and how sure that is. Offline; about five
+    minutes on two CPU cores. The same command goes on where it was stopped.
     """
     import time
 
@@ -61,7 +66,6 @@ class _Demo:
 
     def run(self) -> None:
         """All of it."""
-        from moesaic.data.tokenizer import Tokenizer
         from moesaic.esft.recipe import train_slice
         from moesaic.train.loop import train
         from moesaic.train.progress import display
@@ -82,19 +86,21 @@ class _Demo:
         self._announce(3, "Merge the slice into its base")
         shard = self.folder / "slice" / "shard"
         self._merge(base, shard, merged)
-        self._announce(4, "Compare on held-out text")
-        tokenizer = Tokenizer.load(base)
-        losses = _losses(tuning, tokenizer, base, result.selection, shard, merged)
-        _print_table(_comparison(losses))
+        self._announce(4, "Compare on held-out text, and see what became of the routing")
+        domains = self._look(tuning, base, merged)
+        alone = _losses_alone(tuning, merged, result.selection)
+        _print_table(_comparison(domains, alone))
         self._announce(5, "Write with the merged model")
         self._command(f"moesaic generate {merged} {_PROMPTS[0]!r}")
-        _print_samples(merged, tokenizer)
-        self._announce(6, "Look at the files")
+        _print_samples(merged)
+        self._announce(6, "Report, and look at the files")
+        self._report()
         for path, what in (
             (base, "the pretrained model, in the published layout"),
             (shard, "the trained experts, with a manifest"),
             (merged, "the merged model; merge.json says what came from where"),
             (self.folder / "base" / "record.jsonl", "every step of the pretraining"),
+            (self.folder / "report.html", "everything on one page; open it in a browser"),
         ):
             print(f"   {path!s:<32} {what}")
 
@@ -117,6 +123,37 @@ class _Demo:
         self._command(f"moesaic merge {base} {shard} --out {merged}")
         if not merged.exists():
             merge_shards(base, [shard], merged)
+
+    def _look(self, config: "TrainConfig", base: Path, merged: Path) -> "Domains":
+        """Loss and routing of the merged model and of its base, on the same tokens."""
+        from moesaic.analyse.routing import study_routing
+        from moesaic.config.analyse import RoutingConfig
+
+        out, sources = self.folder / "routing", _sources(config)
+        named = " ".join(f"--data {source.name}={source.place}" for source in sources)
+        asked = {
+            "seq_len": config.data.seq_len,
+            "tokens": _TOKENS,
+            "resident": str(self.folder / "slice" / "shard"),
+        }
+        settings = " ".join(f"--set {name}={value}" for name, value in asked.items())
+        self._command(f"moesaic routing {merged} {named} --against {base} --out {out} {settings}")
+        found = study_routing(merged, sources, RoutingConfig.parse(asked), against=base)
+        found.save(out)
+        return found.values["domains"]
+
+    def _report(self) -> None:
+        """What ``moesaic report`` writes and says."""
+        from datetime import datetime
+
+        from moesaic.report.page import make_page, render
+        from moesaic.report.read import read_sources
+
+        self._command(f"moesaic report {self.folder}")
+        page = make_page(read_sources([self.folder]), "moesaic demo")
+        (self.folder / "report.html").write_text(render(page, datetime.now()), encoding="utf-8")
+        for line in page.told():
+            print(fill(line, _WIDTH, initial_indent="   ", subsequent_indent="   "))
 
     def _finish(self, result: Any) -> None:
         if result.interrupted:
@@ -151,60 +188,81 @@ def _faster_precision() -> str:
     return "mixed" if seconds(torch.bfloat16) < seconds(torch.float32) else "float32"
 
 
-def _losses(
-    config: "TrainConfig",
-    tokenizer: "Tokenizer",
-    base: Path,
-    selection: "Selection",
-    shard: Path,
-    merged: Path,
-) -> "Mapping[str, Mapping[str, float]]":
-    """Model → domain → held-out loss, all on the same rows."""
-    from moesaic.esft.park import load_slice
-    from moesaic.model.build import load_model
-    from moesaic.train.evaluate import HeldOut, evaluate
+def _sources(config: "TrainConfig") -> "tuple[Source, ...]":
+    """The domains that a run is evaluated on."""
+    from moesaic.analyse.sources import Source
 
     assert config.evaluation is not None
-    held_out = {name: HeldOut.read(config, name, tokenizer) for name in config.evaluation.domains}
+    domains = config.evaluation.domains
+    return tuple(Source(name, source.path) for name, source in domains.items())
 
-    def losses(model: "Transformer") -> dict[str, float]:
-        return {name: evaluate(model, rows).loss for name, rows in held_out.items()}
 
+def _losses_alone(
+    config: "TrainConfig", merged: Path, selection: "Selection"
+) -> "Mapping[str, float]":
+    """Domain → loss of the slice by itself, on the tokens that `_Demo._look` reads."""
+    from moesaic.data.tokenizer import Tokenizer
+    from moesaic.esft.park import load_slice
+    from moesaic.train.evaluate import HeldOut, evaluate
+
+    model, tokenizer = load_slice(merged, selection), Tokenizer.load(merged)
     return {
-        "before": losses(load_model(base)),
-        "slice alone": losses(load_slice(merged, selection)),
-        "merged": losses(load_model(merged)),
+        source.name: evaluate(model, HeldOut(tuple(batches), n_bytes=0)).loss
+        for source in _sources(config)
+        for batches in [source.batches(tokenizer, config.data.seq_len, _TOKENS)]
     }
 
 
-def _comparison(losses: "Mapping[str, Mapping[str, float]]") -> "Table":
+def _comparison(domains: "Domains", alone: "Mapping[str, float]") -> "Table":
     from moesaic.planner.table import Column, Row, Table
 
-    domains = next(iter(losses.values()))
+    losses: dict[str, dict[str, float | str]] = {
+        "before": {name: one["against"]["loss"] for name, one in domains.items()},
+        "slice alone": dict(alone),
+        "merged": {name: one["loss"] for name, one in domains.items()},
+        "change": {name: _change(**one["against"]) for name, one in domains.items()},
+    }
     return Table(
         key="held_out",
         title="held-out loss, nats per token",
         columns=(
             Column("model", "", left=True),
-            *(Column(domain, domain, "{:.4f}".format) for domain in domains),
+            *(Column(name, name, _cell) for name in domains),
         ),
         rows=tuple(Row({"model": model, **found}) for model, found in losses.items()),
         note="slice alone: the router may choose the eight trained experts only, as in training\n"
-        "merged: the trained experts back among all the others, chosen freely",
+        "merged: the trained experts back among all the others, chosen freely\n"
+        "change: merged less before, ± 95 %, over the same tokens",
     )
+
+
+def _change(rise: float, rise_stderr: float | None, batches: int, **_: float) -> str:
+    from moesaic.report.estimate import around
+    from moesaic.report.words import plus_minus
+
+    return plus_minus(around(rise, rise_stderr, batches), is_signed=True)
+
+
+def _cell(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4f}"
 
 
 def _print_table(table: "Table") -> None:
     from rich.console import Console
     from rich.padding import Padding
 
-    Console(highlight=False).print(Padding(table.to_rich(), (0, 0, 0, 3)))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_WIDTH)
+    console.print(Padding(table.to_rich(), (0, 0, 0, 3)))
 
 
-def _print_samples(folder: Path, tokenizer: "Tokenizer") -> None:
+def _print_samples(folder: Path) -> None:
+    from moesaic.data.tokenizer import Tokenizer
     from moesaic.infer.generate import generate
     from moesaic.model.build import load_model
 
+    tokenizer = Tokenizer.load(folder)
     written = generate(load_model(folder), _PROMPTS, tokenizer, max_new_tokens=_NEW_TOKENS)
     for prompt, found in zip(_PROMPTS, written, strict=True):
         print("   " + (prompt + found.text).replace("\n", "\n   "))

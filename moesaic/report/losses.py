@@ -124,7 +124,7 @@ def _of_run(run: Run, place: int, few: int, sources: Sources) -> Figure | None:
         f"loss-{place + 1}",
         f"Loss of {run.name}",
         f"Next token, without other terms of the objective. Circles: held-out text.{restricted}"
-        + " Squares: with all experts, before training and merged, on other held-out text."
+        + " Squares: with all experts, before training and merged, by the analysis or the merge."
         * bool(whole),
         [*series, *whole],
         Axis("tokens", "~s"),
