@@ -38,6 +38,8 @@ from moesaic.runlog import hardware
 
 _ROWS = 64
 """That transformers is fed at once."""
+_ROUNDING = 1e-4
+"""Of a log-probability: sums over batches of another shape round otherwise."""
 _LIMITS = ("limit", "max_length", "max_new_tokens")
 Scores = Mapping[str, float]
 
@@ -100,11 +102,27 @@ def by_model(
     found = evaluate(model, [name], out, data=home, **limits).tasks[name].scores
     samples = read_samples(out / "samples" / f"{name}.jsonl")
     values = [shares(one.judgement.values) for one in samples]
-    items = [one["values"] for one in theirs["items"][name]]
-    other = sum(ours != their for ours, their in zip(values, items, strict=True))
+    items = theirs["items"][name]
+    other = sum(ours != their["values"] for ours, their in zip(values, items, strict=True))
+    unlike = sum(
+        not alike(ours.answers, their["answers"])
+        for ours, their in zip(samples, items, strict=True)
+    )
     ours = {metric: score.estimate.value for metric, score in found.metrics.items()}
-    seconds = {"our_seconds": round(time.monotonic() - began, 1)}
-    return compared(found.n, ours, theirs["means"][name], other) | seconds
+    seconds = round(time.monotonic() - began, 1)
+    told = {"items_answered_otherwise": unlike, "our_seconds": seconds}
+    return compared(found.n, ours, theirs["means"][name], other) | told
+
+
+def alike(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Any]) -> bool:
+    """Whether texts are the same, and log-probabilities but for rounding."""
+    for mine, their in zip(ours, theirs, strict=True):
+        if isinstance(their, str):
+            if mine["text"] != their:
+                return False
+        elif abs(mine["log_probability"] - float(their[0])) > _ROUNDING * abs(float(their[0])):
+            return False
+    return True
 
 
 def compared(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.against_harness import scripted, shares, table
+from benchmarks.against_harness import alike, scripted, shares, table
 from benchmarks.measure.questions import QUICK_ROWS, Questions, rows_of
 from moesaic.eval.tasks.registry import find_task
 
@@ -48,3 +48,13 @@ def test_rows_whose_parts_were_put_together_are_taken_apart(tmp_path: Path):
 def test_the_table_has_a_row_for_every_metric():
     case = {"n": 2, "ours": {"acc": 0.5}, "harness": {"acc": 0.5}, "items_that_differ": 0}
     assert "| a | acc | 2 | 0.500000 | 0.500000 |" in table({"a": case}).to_markdown()
+
+
+def test_answers_are_alike_but_for_rounding():
+    text = {"text": " 6", "tokens": 2}
+    assert alike([text], [" 6"])
+    assert not alike([text], [" 7"])
+    likelihood = {"log_probability": -10.0, "is_greedy": False, "tokens": 3}
+    assert alike([likelihood], [[-10.0005, False]])
+    assert alike([likelihood], [["-10.0005", "False"]])
+    assert not alike([likelihood], [[-10.01, False]])

@@ -99,10 +99,12 @@ def evaluate(manager: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_item(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was asked about each item, and its metrics with the names of their filters."""
+    """What was asked about each item and answered, and its metrics with the names of their
+    filters."""
     items: dict[int, dict[str, Any]] = {}
     for row in rows:
         item = items.setdefault(row["doc_id"], {"requests": row["arguments"], "values": {}})
+        item["answers"] = [answer for [answer] in row["resps"]]
         suffix = "" if row["filter"] == "none" else f",{row['filter']}"
         for metric in row["metrics"]:
             item["values"][f"{metric}{suffix}"] = float(row[metric])
