@@ -107,10 +107,22 @@ def compared(cases: Mapping[str, Any]) -> dict[str, Any]:
     """Every claim both of whose sides were trained: differences of equal seeds, and the verdict."""
     losses = {name: case["held_out_loss_by_seed"] for name, case in cases.items()}
     return {
-        claim.text: claim.compare(losses[claim.left], losses[claim.right])
+        claim.text: {
+            **claim.compare(losses[claim.left], losses[claim.right]),
+            "first_seed_at_best_rates": _at_best_rates(cases[claim.left], cases[claim.right]),
+        }
         for claim in CLAIMS
         if {claim.left, claim.right} <= losses.keys()
     }
+
+
+def _at_best_rates(left: Mapping[str, Any], right: Mapping[str, Any]) -> float | None:
+    """The first seed's difference with each side at its best of the same rates; None of one."""
+    rates = left["first_seed_by_rate"].keys() & right["first_seed_by_rate"].keys()
+    if len(rates) < 2:
+        return None
+    one, other = (min(side["first_seed_by_rate"][rate] for rate in rates) for side in (left, right))
+    return round(one - other, 4)
 
 
 def study(

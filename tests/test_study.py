@@ -124,6 +124,17 @@ def test_names_stand_in_the_place_of_numbers(tmp_path: Path):
     assert not [text.text for text in root.iter(f"{SVG}text") if text.text == "1.2"]
 
 
+def test_a_verdict_at_one_rate_stands_beside_the_difference_at_the_best_of_each():
+    losses = {"held_out_loss_by_seed": [4.4, 4.5], "first_seed_by_rate": {"0.1": 4.4, "0.2": 4.0}}
+    hashed = {"held_out_loss_by_seed": [4.1, 4.2], "first_seed_by_rate": {"0.1": 4.1, "0.2": 4.3}}
+    [claim] = compared({"Switch": losses, "Hash Layer": hashed}).values()
+    assert claim["differences_by_seed"] == [0.3, 0.3]
+    assert claim["first_seed_at_best_rates"] == -0.1
+    one = {**hashed, "first_seed_by_rate": {"0.1": 4.1}}
+    [claim] = compared({"Switch": losses, "Hash Layer": one}).values()
+    assert claim["first_seed_at_best_rates"] is None
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_read_and_not_trained_again(tmp_path: Path):
     changes = [*QUICK, "steps=2"]

@@ -60,6 +60,7 @@ def verdicts(claims: Mapping[str, Any]) -> Table:
         Column("sides", "sides", left=True),
         Column("difference", "held-out loss", lambda value: shown(value, "+")),
         Column("verdict", "at this scale", left=True),
+        Column("first_seed_at_best_rates", "seed 0, each at\nits best rate", "{:+.4f}".format),
         Column("printed", "printed", left=True),
     )
     rows = (
