@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesaic.cli.visible import visible
 from moesaic.config.chat import ChatConfig
 from moesaic.errors import MoesaicError, RequestError, suggest
 
@@ -119,7 +120,7 @@ def _answer(conversation: "Conversation", text: str) -> None:
             for piece in conversation.answer(text, stopped):
                 shown = piece if begun else piece.lstrip()
                 begun = begun or bool(shown)
-                print(shown, end="", flush=True)
+                print(visible(shown), end="", flush=True)
         finally:
             if begun or not _is_terminal():
                 print(flush=True)

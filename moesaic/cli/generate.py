@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesaic.cli.visible import visible
 from moesaic.config.infer import GenerateConfig
 from moesaic.errors import RequestError
 
@@ -89,7 +90,7 @@ def _print_text(
     pieces = stream(model, prompt, tokenizer, **settings)
     try:
         for piece in pieces:
-            print(piece.text, end="", flush=True)
+            print(visible(piece.text), end="", flush=True)
     finally:
         print()
 
