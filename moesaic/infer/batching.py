@@ -13,6 +13,7 @@ from moesaic.config.serve import ServeConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import RequestError
 from moesaic.infer.decoder import Decoder
+from moesaic.infer.expert_load import ExpertLoad
 from moesaic.infer.held import cache_of
 from moesaic.infer.job import BusyError, Job, LateError, Stream
 from moesaic.infer.meter import Stats
@@ -45,6 +46,7 @@ class BatchEngine:
         decoder: Decoder,
         tokenizer: Tokenizer | None = None,
         config: ServeConfig | None = None,
+        load: ExpertLoad | None = None,
     ) -> None:
         """Start the thread. The decoder and its pool belong to the engine until it is closed.
 
@@ -52,8 +54,9 @@ class BatchEngine:
             decoder: with the model, and the pool where caches lie.
             tokenizer: for texts and stop texts.
             config: what may run and wait.
+            load: where the decoder counts the tokens of experts, to be told of.
         """
-        self.config = config or ServeConfig()
+        self.config, self._load = config or ServeConfig(), load
         self.decoder, self._tokenizer, self._model = decoder, tokenizer, decoder.model.config
         self._batch = Batch(decoder, self.config)
         self._shown = self._batch.rooms.shown()
@@ -104,6 +107,7 @@ class BatchEngine:
             blocks_free=self._shown[0],
             blocks_kept=self._shown[1],
             experts=None if cache is None else cache.counts,
+            load=() if self._load is None else tuple(self._load.layers()),
             meter=self._batch.meter,
         )
 

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held, PagedCache
+from moesaic.infer.expert_load import ExpertLoad
 from moesaic.infer.native import NativeDecoder
 from moesaic.infer.prompts import PromptBatch
 from moesaic.infer.recorded import Passes, can_be_recorded
 from moesaic.kernels.native.pack import Form
+from moesaic.model.trace import RoutingTrace
 from moesaic.model.transformer import Transformer
 
 Wants = Literal["none", "last", "all", "hidden"]
@@ -95,8 +97,8 @@ class Decoder(Protocol):
 class TorchDecoder:
     """Any model on any device, through `Transformer`."""
 
-    def __init__(self, model: Transformer, pool: BlockPool) -> None:
-        self.model, self.pool = model, pool
+    def __init__(self, model: Transformer, pool: BlockPool, load: ExpertLoad | None = None) -> None:
+        self.model, self.pool, self._load = model, pool, load
 
     def feed(self, fed: Sequence[Fed]) -> list[Found]:
         """See `Decoder`. Sequences go in one pass, prompts longer than a chunk in several."""
@@ -123,9 +125,12 @@ class TorchDecoder:
     @torch.inference_mode()
     def _feed_once(self, fed: Sequence[Fed]) -> list[Found]:
         batch, cache = self._batch(fed)
+        trace = None if self._load is None else RoutingTrace()
         hidden_BSD = self.model.hidden_states(
-            batch.ids_BS, batch.positions_BS, batch.documents_BS, cache=cache
+            batch.ids_BS, batch.positions_BS, batch.documents_BS, cache, trace
         )
+        if self._load is not None and trace is not None:
+            self._load.add_trace(trace)
         counts = [_count(one) for one in fed]
         asked = [row[len(row) - n :] for row, n in zip(hidden_BSD, counts, strict=True)]
         scored = [hidden[: _count_scored(one)] for one, hidden in zip(fed, asked, strict=True)]
@@ -165,15 +170,21 @@ class CpuDecoder:
     With integer weights the compiled form alone has them, and takes prompts as well.
     """
 
-    def __init__(self, model: Transformer, pool: BlockPool, form: Form = "weights") -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        pool: BlockPool,
+        form: Form = "weights",
+        load: ExpertLoad | None = None,
+    ) -> None:
         """Describe the model to the compiled form.
 
         Raises:
             RequestError: if there is none, or it does not serve the model.
         """
         self.model, self.pool = model, pool
-        self._native = NativeDecoder(model, pool, form)
-        self._many = TorchDecoder(model, pool) if form == "weights" else None
+        self._native = NativeDecoder(model, pool, form, load)
+        self._many = TorchDecoder(model, pool, load) if form == "weights" else None
 
     def feed(self, fed: Sequence[Fed]) -> list[Found]:
         """See `Decoder`."""
@@ -205,9 +216,9 @@ class CpuDecoder:
 class GpuDecoder:
     """On a GPU: few tokens through recorded passes, many through `TorchDecoder`."""
 
-    def __init__(self, model: Transformer, pool: BlockPool) -> None:
+    def __init__(self, model: Transformer, pool: BlockPool, load: ExpertLoad | None = None) -> None:
         self.model, self.pool = model, pool
-        self._many, self._few = TorchDecoder(model, pool), Passes(model, pool)
+        self._many, self._few = TorchDecoder(model, pool, load), Passes(model, pool)
 
     @torch.inference_mode()
     def feed(self, fed: Sequence[Fed]) -> list[Found]:
@@ -239,20 +250,22 @@ class GpuDecoder:
         return logits_TV[[end - 1 for end in accumulate(len(one.ids) for one in known)]]
 
 
-def build_decoder(model: Transformer, pool: BlockPool, form: Form = "weights") -> Decoder:
-    """The fastest decoder that serves a model where it is.
+def build_decoder(
+    model: Transformer, pool: BlockPool, form: Form = "weights", load: ExpertLoad | None = None
+) -> Decoder:
+    """The fastest decoder that serves a model where it is; it counts tokens of experts in ``load``.
 
     Raises:
         RequestError: if integer weights are asked for and there is no compiled form.
     """
     if form == "weights" and can_be_recorded(model):
-        return GpuDecoder(model, pool)
+        return GpuDecoder(model, pool, load)
     try:
-        return CpuDecoder(model, pool, form)
+        return CpuDecoder(model, pool, form, load)
     except RequestError:
         if form != "weights":
             raise
-        return TorchDecoder(model, pool)
+        return TorchDecoder(model, pool, load)
 
 
 def make_rooms(fed: Sequence[Fed]) -> None:

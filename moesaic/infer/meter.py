@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from moesaic.infer.expert_load import LayerLoad
 from moesaic.infer.offload import ExpertCounts
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -58,3 +59,5 @@ class Stats:
     """What was done so far; it goes on counting."""
     experts: ExpertCounts | None = None
     """What the cache of experts did; None where all experts are held."""
+    load: tuple[LayerLoad, ...] = ()
+    """What experts received, by layer, where it is counted."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moesaic.infer.blocks import BlockPool, Held
 from moesaic.infer.describe import Description, most_tokens
+from moesaic.infer.expert_load import ExpertLoad
 from moesaic.infer.held import cache_of
 from moesaic.kernels.native.pack import Form
 from moesaic.kernels.native.structures import NEED, Pass, native_library
@@ -33,19 +34,26 @@ class NativeDecoder:
     not be replaced meanwhile.
     """
 
-    def __init__(self, model: Transformer, pool: BlockPool, form: Form = "weights") -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        pool: BlockPool,
+        form: Form = "weights",
+        load: ExpertLoad | None = None,
+    ) -> None:
         """Describe a model to the compiled functions.
 
         Args:
             model: on a CPU, in float32 or bfloat16.
             pool: where its caches lie.
             form: how to hold its matrices; see `Description`.
+            load: where to count the tokens of each expert; None does not.
 
         Raises:
             RequestError: if there is no compiled form, or not of this model.
         """
         self._library = native_library()
-        self.model, self.pool = model, pool
+        self.model, self.pool, self._load = model, pool, load
         self._experts = cache_of(model)
         self._error: BaseException | None = None
         need = None if self._experts is None else NEED(self._need)
@@ -139,12 +147,16 @@ class NativeDecoder:
         """One call; logits of the tokens that are asked for, if there is a norm."""
         model, asked = self._description.model, piece.asked if norm is not None else _NOTHING
         logits = torch.empty(len(asked), model.head.rows)
+        n_tokens, chosen_LTK = len(piece.positions), None
+        if self._load is not None and model.chosen:
+            chosen_LTK = torch.empty(len(layers), n_tokens, model.chosen, dtype=torch.int32)
         told = Pass(
             *(each.data_ptr() for each in (piece.positions, piece.rows, piece.tables, asked)),
             None if norm is None else norm.data_ptr(),
             x_TD[piece.start :].data_ptr(),
             logits.data_ptr(),
-            len(piece.positions),
+            None if chosen_LTK is None else chosen_LTK.data_ptr(),
+            n_tokens,
             len(asked),
             piece.tables.shape[1],
             layers.start,
@@ -157,6 +169,8 @@ class NativeDecoder:
             error, self._error = self._error, None
             assert error is not None
             raise error
+        if self._load is not None and chosen_LTK is not None:
+            self._load.add_chosen(layers.start, chosen_LTK)
         return logits
 
     def _need(self, layer: int, ids: Any, n: int, guess: Any, n_guessed: int) -> int:

@@ -185,7 +185,7 @@ def recorded(compute: Callable[[], Computed]) -> Callable[[], Computed]:
             compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may copy weights
         results = compute()
 
     def repeat() -> Computed:

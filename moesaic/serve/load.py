@@ -13,6 +13,7 @@ from moesaic.esft.manifest import read_keys
 from moesaic.infer.batching import BatchEngine
 from moesaic.infer.blocks import BLOCK, BlockPool
 from moesaic.infer.decoder import Decoder, build_decoder
+from moesaic.infer.expert_load import ExpertLoad
 from moesaic.infer.load import load_held
 from moesaic.infer.spare import SpareExperts
 from moesaic.model.build import empty_model, torch_dtype
@@ -43,9 +44,10 @@ def load_served(
     n_blocks, device = _blocks(config), _device(config)
     tokenizer, reader = Tokenizer.load(folder), Reader(folder)
     pool = BlockPool(reader.config, n_blocks, dtype=torch_dtype(config.dtype), device=device)
+    load = ExpertLoad(reader.config)
 
     def decode(model: Transformer) -> Decoder:
-        return build_decoder(model, pool, config.form)
+        return build_decoder(model, pool, config.form, load)
 
     if shards or config.spare_experts:
         spare = _load_spacious(reader, shards or {}, config, device)
@@ -55,7 +57,7 @@ def load_served(
     else:
         beside = None
         model = load_held(folder, config.dtype, device, config.form, config.memory)
-    engine = BatchEngine(decode(model), tokenizer, config)
+    engine = BatchEngine(decode(model), tokenizer, config, load)
     name = Path(folder).resolve().name
     return Served(name, engine, tokenizer, model.config.max_position_embeddings, beside)
 

@@ -1,8 +1,9 @@
 """What the engine did, in the text form that Prometheus reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
+from moesaic.infer.expert_load import LayerLoad
 from moesaic.infer.meter import Histogram, Stats
 from moesaic.infer.offload import ExpertCounts
 
@@ -30,8 +31,22 @@ def exposition(stats: Stats) -> str:
         *_histogram("first_token_seconds", "From a request to its first token.", meter.first_s),
         *_histogram("next_token_seconds", "From a token to the next.", meter.between_s),
         *(_experts(stats.experts) if stats.experts else ()),
+        *(_load(stats.load) if stats.load else ()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _load(layers: Sequence[LayerLoad]) -> Iterator[str]:
+    """Three series per layer, however many experts it has."""
+    pairs = {str(each.layer): each.pairs for each in layers}
+    told = "Tokens that experts of a layer received, together."
+    yield from _counter("expert_tokens_total", told, pairs, "layer")
+    yield from _head("expert_imbalance", "Greatest load of an expert over the mean.", "gauge")
+    for each in layers:
+        yield f'moesaic_expert_imbalance{{layer="{each.layer}"}} {each.imbalance:.4f}'
+    yield from _head("expert_hottest", "The expert that received most tokens.", "gauge")
+    for each in layers:
+        yield f'moesaic_expert_hottest{{layer="{each.layer}"}} {each.hottest}'
 
 
 def _experts(counts: ExpertCounts) -> Iterator[str]:

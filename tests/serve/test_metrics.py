@@ -1,5 +1,6 @@
 """The figures that Prometheus reads."""
 
+from moesaic.infer.expert_load import LayerLoad
 from moesaic.infer.meter import Meter, Stats
 from moesaic.infer.offload import ExpertCounts
 from moesaic.serve.metrics import exposition
@@ -24,3 +25,15 @@ def test_a_cache_of_experts_is_told_of_where_there_is_one():
     ):
         assert line in lines
     assert not [line for line in told(None) if "expert" in line]
+
+
+def test_loads_of_experts_are_three_series_per_layer():
+    load = (LayerLoad(1, 600, 1.5, 7), LayerLoad(2, 600, 2.25, 0))
+    lines = exposition(Stats(0, 0, 8, 8, 0, Meter(), load=load)).splitlines()
+    for line in (
+        'moesaic_expert_tokens_total{layer="1"} 600',
+        'moesaic_expert_imbalance{layer="2"} 2.2500',
+        'moesaic_expert_hottest{layer="1"} 7',
+    ):
+        assert line in lines
+    assert sum("layer=" in line for line in lines) == 6

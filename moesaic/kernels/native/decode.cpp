@@ -308,7 +308,10 @@ class Step {
     multiply(layer.router, inputs_, me, scores_, m.experts);
     me.meet();
     share(p.count, me, [&](int64_t t) {
+      const Choice* found = chosen_.data() + t * m.chosen;
       choose(m, layer, scores_ + t * m.experts, chosen_.data() + t * m.chosen);
+      int32_t* told = p.chosen + ((index - p.first_layer) * int64_t(p.count) + t) * m.chosen;
+      for (int32_t k = 0; p.chosen && k < m.chosen; k++) told[k] = found[k].expert;
     });
     const bool guesses = m.need && index + 1 < p.last_layer && m.layers[index + 1].router.rows;
     if (guesses) guess(m.layers[index + 1], me);

@@ -45,6 +45,7 @@ struct Pass {
   const float* last_norm;    // null: the output of the last layer is left as it is
   float* stream;             // [count, hidden]: the input of the first layer, then the normed output
   float* logits;             // [n_logits, vocabulary]
+  int32_t* chosen;           // [layers of the pass, count, chosen], the experts of tokens, or null
   int32_t count, n_logits, table_width, first_layer, last_layer, threads;
 };
 

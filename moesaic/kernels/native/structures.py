@@ -55,7 +55,7 @@ class Pass(ctypes.Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("positions", "sequences", "tables", "wanted")),
-        *((name, c_void_p) for name in ("last_norm", "stream", "logits")),
+        *((name, c_void_p) for name in ("last_norm", "stream", "logits", "chosen")),
         *(
             (name, c_int32)
             for name in (
