@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -210,11 +211,15 @@ def empty_stacks(
 ) -> Stacks:
     """Room for experts as wide as those of ``like``.
 
-    From pinned memory of the CPU a GPU copies while it computes.
+    From pinned memory of the CPU a GPU copies while it computes. Both stacks are one allocation: of
+    pinned memory the framework takes the next power of two, 1.07 GB for the 0.97 GB of a layer of
+    DeepSeek-V2-Lite, and 1.61 GB for two of 0.65 and 0.32.
     """
+    shapes = [(n_experts, *x.shape[1:]) for x in like]
+    sizes = [prod(shape) for shape in shapes]
+    memory = torch.empty(sum(sizes), dtype=dtype, device=device, pin_memory=pinned)
     gate_up, down = (
-        torch.empty(n_experts, *x.shape[1:], dtype=dtype, device=device, pin_memory=pinned)
-        for x in like
+        part.view(shape) for part, shape in zip(memory.split(sizes), shapes, strict=True)
     )
     return gate_up, down
 
