@@ -39,9 +39,10 @@ def serve(
     """Answer requests in the forms of the OpenAI API, many at once, until Ctrl-C.
 
     Any client of that API works: give it the printed address as its base URL and the
-    folder's name as the model. /v1/chat/completions and /v1/completions answer, with
-    stream=true piece by piece; /v1/models lists, /health answers while the server is up,
-    /metrics has figures for Prometheus.
+    folder's name as the model. The address without /v1 is a page to chat in a browser.
+    /v1/chat/completions and /v1/completions answer, with stream=true piece by piece and with
+    response_format in JSON by a schema; /v1/embeddings embeds, /v1/models lists, /health
+    answers while the server is up, /metrics has figures for Prometheus.
 
     A shard that was trained from the folder answers as the merged checkpoint would, to
     requests for the model FOLDER+NAME; only the weights it changes are held twice. With
@@ -108,6 +109,6 @@ def _line(server: "Server") -> str:
     served = server.served
     room, positions = served.engine.cache_bytes, served.config.cache_tokens
     return (
-        f"{server.address}/v1 | model {', '.join(served.names)} | {positions} positions cached in "
-        f"{gib(room)} | Ctrl-C ends"
+        f"{server.address}/v1 | chat page {server.address} | model {', '.join(served.names)} | "
+        f"{positions} positions cached in {gib(room)} | Ctrl-C ends"
     )
