@@ -59,6 +59,8 @@ class Beginnings:
         begins: for each row of the pass the row of these that it begins with.
     """
 
+    visible = None
+
     def __init__(
         self, layers: dict[int, tuple[Tensor, ...]], documents: Tensor, begins: Tensor
     ) -> None:
@@ -78,7 +80,7 @@ class Beginnings:
 class _Kept:
     """Keeps the keys and values of one pass, before which nothing is held."""
 
-    length, documents = 0, None
+    length, documents, visible = 0, None, None
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, ...]] = {}
