@@ -1,175 +1,159 @@
-"""How fast is a token decoded on a CPU, at several contexts and in several forms of the weights?
+"""How fast does a CPU decode, beside transformers and llama.cpp, with weights of 16, 8 and 4 bits?
 
-With --llama-bench and GGUF files of a model of the same shape, llama.cpp decodes in turns with us.
+All sides have the same weights. With --llama, a folder with llama.cpp's llama-bench, llama-quantize
+and llama-batched-bench, it takes part; with --transformers so does that, in bfloat16.
 """
 
 import argparse
-import json
-import subprocess
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
 
-from benchmarks.measure.machine import measure_ceiling
+from benchmarks.measure.cases import SHAPES, peer_settings
+from benchmarks.measure.decoding import (
+    CONTEXT_OF_BATCH,
+    Llama,
+    Ours,
+    Peer,
+    Question,
+    Side,
+    best_peer,
+    check_same_logits,
+    file_of,
+    weights_of,
+)
+from benchmarks.measure.machine import DISTURBED, Ceiling, measure_ceiling, watching_others
 from benchmarks.measure.results import write_result
-from moesaic.config.model import ModelConfig
-from moesaic.config.presets import get_preset
-from moesaic.infer.blocks import BLOCK, BlockPool, Held
-from moesaic.infer.decoder import CpuDecoder, Fed
-from moesaic.kernels.groupwise import bits_per_weight
 from moesaic.kernels.native.pack import Form
-from moesaic.model.build import build_model
-from moesaic.planner.memory import cache_values
-from moesaic.planner.params import params
+from moesaic.model.build import load_model
 from moesaic.runlog import hardware
 
-_COMMON = {
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "n_routed_experts": 64,
-    "num_experts_per_tok": 6,
-    "n_shared_experts": 2,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": None,
-    "max_position_embeddings": 16384,
-    "rope_scaling": None,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "8-layers": {
-        **_COMMON,
-        **{"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 8192},
-        **{"intermediate_size": 2736, "moe_intermediate_size": 352, "kv_lora_rank": 128},
-        **{"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64},
-    },
-    "1.7b": {
-        **_COMMON,
-        **{"hidden_size": 1024, "num_hidden_layers": 12, "vocab_size": 32768},
-        **{"intermediate_size": 5472, "moe_intermediate_size": 704, "kv_lora_rank": 512},
-        **{"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
-    },
-}
-"""Of 270 million and of 1.7 billion parameters, in V2-Lite's proportions."""
-_TOKENS = 32
-_BITS: dict[Form, float] = {"weights": 16, "int8": bits_per_weight(8), "int4": bits_per_weight(4)}
-
-
-@dataclass(frozen=True, slots=True)
-class Ours:
-    """A model in one form, ready to decode."""
-
-    decoder: CpuDecoder
-
-    def tokens_per_s(self, context: int) -> float:
-        """After a context of positions that hold random numbers."""
-        pool = self.decoder.pool
-        held = Held(pool)
-        held.make_room(context + 2 * _TOKENS)
-        held.length = context
-        self._decode(held)
-        start = time.perf_counter()
-        self._decode(held)
-        seconds = time.perf_counter() - start
-        held.release()
-        return _TOKENS / seconds
-
-    def _decode(self, held: Held) -> None:
-        token = 5
-        for _ in range(_TOKENS):
-            token = int(self.decoder.feed([Fed(held, (token,))])[0].logits_TV.argmax())
-
-
-@dataclass(frozen=True, slots=True)
-class Llama:
-    """llama.cpp's own benchmark, on a file."""
-
-    program: Path
-    file: Path
-
-    def tokens_per_s(self, context: int) -> float:
-        """The same, as it measures it."""
-        command = [self.program, "-m", self.file, "-p", 0, "-n", _TOKENS, "-d", context, "-r", 2]
-        command += ["-t", torch.get_num_threads(), "-o", "json"]
-        told = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-        return float(json.loads(told.stdout)[-1]["avg_ts"])
+_TRANSFORMERS = "takes part, too; in the best of its settings, or of those with TEXT in their name"
 
 
 def main() -> None:
-    """Measure every form that was asked for."""
+    """Answer every question that was asked, all sides in turns."""
     options = _options()
     torch.set_num_threads(options.threads)
-    config = get_preset("mid-v2").changed(**SHAPES[options.shape], initializer_range=0.02)
-    ceiling = measure_ceiling(torch.Generator().manual_seed(0))
-    model = build_model(config, "bfloat16", seed=0).requires_grad_(False)
-    files = dict(pair.split("=", 1) for pair in options.gguf)
-    cases = {}
+    with ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(TemporaryDirectory()))
+        weights = weights_of(options.shape, work)
+        if options.prepare:
+            for form in options.forms:
+                print(file_of(options.shape, form, work, options.llama))
+            return
+        ceiling = measure_ceiling(torch.Generator().manual_seed(0))
+        model = load_model(weights, "bfloat16").requires_grad_(False)
+        print(f"{options.shape} | reading {ceiling.read / 1e9:.1f} GB/s", flush=True)
+        peer = _peer(options, weights)
+        if peer is not None:
+            stack.enter_context(closing(peer))
+            any_prompt = Question(options.shape, "weights", 64, is_prefill=True)
+            check_same_logits(Ours.of(model, "weights", [any_prompt]), peer, any_prompt)
+        for form in options.forms:
+            asked = [one for one in _questions(options) if one.form == form]
+            sides: dict[str, Side] = {"moesaic": Ours.of(model, form, asked)}
+            if peer is not None and form == "weights":
+                sides["transformers"] = peer
+            if options.llama is not None:
+                file = file_of(options.shape, form, work, options.llama)
+                sides["llama.cpp"] = Llama(options.llama, file)
+            for question in asked:
+                found = in_turns(sides, question, options.rounds, ceiling)
+                print(_summary(question, found), flush=True)
+                what = "decode-forms-quick" if options.quick else "decode-forms"
+                write_result(what, {question.name: found}, options.threads)
+
+
+def _peer(options: argparse.Namespace, weights: Path) -> Peer | None:
+    """transformers in its best setting, found anew."""
+    if options.transformers is None or "weights" not in options.forms:
+        return None
+    tried = Question(options.shape, "weights", 64)
+    settings = peer_settings(tried.case, options.compile, quick=False)
+    settings = [one for one in settings if options.transformers in one.name]
+    return Peer(weights, best_peer(weights, tried, settings))
+
+
+def _questions(options: argparse.Namespace) -> Iterator[Question]:
     for form in options.forms:
-        pool = BlockPool(config, -(-(max(options.contexts) + 2 * _TOKENS) // BLOCK))
-        for layer in pool.layers:
-            layer.normal_(generator=torch.Generator().manual_seed(1))
-        sides: dict[str, Ours | Llama] = {"moesaic": Ours(CpuDecoder(model, pool, form))}
-        if form in files:
-            sides["llama.cpp"] = Llama(options.llama_bench, Path(files[form]))
         for context in options.contexts:
-            found = _in_turns(sides, context, 1 if options.quick else options.rounds)
-            bound = ceiling.read / _bytes_read(config, context, form)
-            found["share_of_reading_bound"] = found["moesaic"] / bound
-            cases[f"{options.shape} {form} after {context}"] = found
-            print(_summary(form, context, found), flush=True)
-    what = "decode-forms-quick" if options.quick else "decode-forms"
-    print(write_result(what, cases, options.threads))
+            yield Question(options.shape, form, context)
+        for prompt in options.prompts:
+            yield Question(options.shape, form, prompt, is_prefill=True)
+        for sequences in options.batches:
+            yield Question(options.shape, form, CONTEXT_OF_BATCH, sequences)
 
 
-def _in_turns(sides: dict[str, Ours | Llama], context: int, rounds: int) -> dict[str, Any]:
-    """Median tokens per second of each side, and of the ratios of the rounds."""
+def in_turns(
+    sides: Mapping[str, Side], question: Question, rounds: int, ceiling: Ceiling
+) -> dict[str, Any]:
+    """Median tokens per second of each side, and ours over every other's in the same round."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
+    others = []
     for _ in range(rounds):
         for name, side in sides.items():
-            speeds[name].append(side.tokens_per_s(context))
+            with watching_others() as seen:
+                speeds[name].append(side.tokens_per_s(question))
+            if name == "moesaic":
+                others.append(seen.others or 0.0)
     found: dict[str, Any] = {name: median(each) for name, each in speeds.items()}
-    if len(sides) > 1:
-        ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
-        found |= {"ratios": ratios, "ratio": median(ratios)}
-    return found
+    for name in list(sides)[1:]:
+        ratios = [
+            ours / theirs for ours, theirs in zip(speeds["moesaic"], speeds[name], strict=True)
+        ]
+        found[f"over {name}"] = {"ratio": median(ratios), "ratios": ratios}
+    if not question.is_prefill and question.sequences == 1:
+        found["share_of_reading_bound"] = found["moesaic"] * question.bytes_read / ceiling.read
+    peer = sides.get("transformers")
+    if isinstance(peer, Peer):
+        found["transformers_setting"] = peer.setting.name
+    return {**found, "others": max(others), "read_gb_per_s": ceiling.read / 1e9}
 
 
-def _bytes_read(config: ModelConfig, context: int, form: Form) -> float:
-    """Bytes of weights and cache that one token needs; the cache is in bfloat16."""
-    weights = params(config, train_experts=None).activated * _BITS[form] / 8
-    return weights + 2 * context * config.num_hidden_layers * cache_values(config)
-
-
-def _summary(form: str, context: int, found: dict[str, Any]) -> str:
-    line = f"{form:>8} after {context:>5}: {found['moesaic']:7.1f} tok/s"
-    line += f" | {found['share_of_reading_bound']:.0%} of the bound by reading"
-    if "ratio" not in found:
-        return line
-    spread = f"{min(found['ratios']):.2f} to {max(found['ratios']):.2f}"
-    return f"{line} | llama.cpp {found['llama.cpp']:7.1f} | ratio {found['ratio']:.2f} ({spread})"
+def _summary(question: Question, found: dict[str, Any]) -> str:
+    parts = [f"{question.name:<32} {found['moesaic']:8.1f} tok/s"]
+    if "share_of_reading_bound" in found:
+        parts.append(f"{found['share_of_reading_bound']:.0%} of the bound by reading")
+    for name in ("transformers", "llama.cpp"):
+        if name in found:
+            over = found[f"over {name}"]
+            spread = f"{min(over['ratios']):.2f} to {max(over['ratios']):.2f}"
+            parts.append(f"{name} {found[name]:.1f}: ratio {over['ratio']:.2f} ({spread})")
+    if found["others"] > DISTURBED:
+        parts.append("disturbed by other processes")
+    return " | ".join(parts)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, default="8-layers")
-    parser.add_argument("--forms", nargs="+", choices=get_args(Form), default=[*get_args(Form)])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[0, 2048, 8192])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=hardware()["cores"])
-    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's program of that name")
-    parser.add_argument(
-        "--gguf", nargs="*", default=[], metavar="FORM=FILE", help="what llama.cpp runs for a form"
-    )
-    parser.add_argument("--quick", action="store_true", help="one round, short contexts")
+    add = parser.add_argument
+    add("--shape", choices=SHAPES, default="8-layers")
+    add("--forms", nargs="+", choices=get_args(Form), default=[*get_args(Form)])
+    add("--contexts", nargs="*", type=int, default=[0, 2048, 8192], help="of one sequence")
+    add("--prompts", nargs="*", type=int, default=[1024], help="lengths for prefill")
+    add("--batches", nargs="*", type=int, default=[8, 32], help="sequences decoded at once")
+    add("--rounds", type=int, default=5)
+    add("--threads", type=int, default=hardware()["cores"])
+    add("--llama", type=Path, metavar="DIR", help="the folder of llama.cpp's programs")
+    add("--transformers", nargs="?", const="", metavar="TEXT", help=_TRANSFORMERS)
+    add("--compile", action="store_true", help="transformers also compiled")
+    add("--work", type=Path, metavar="DIR", help="where weights and files are made and kept")
+    add("--prepare", action="store_true", help="only make the weights and llama.cpp's files")
+    add("--quick", action="store_true", help="one round, short contexts")
     options = parser.parse_args()
     if options.quick:
-        options.contexts = [0, 512]
-    if options.gguf and options.llama_bench is None:
-        parser.error("--gguf needs --llama-bench")
+        options.contexts, options.prompts, options.batches = [0, 512], [256], [8]
+        options.rounds = 1
+    if options.prepare and (options.llama is None or options.work is None):
+        parser.error("--prepare needs --llama and --work")
     return options
 
 

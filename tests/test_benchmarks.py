@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.decode import in_turns
 from benchmarks.measure.cases import Case, Job, Setting, our_settings, peer_settings
 from benchmarks.measure.chart import Panel, write_charts
+from benchmarks.measure.decoding import Question
+from benchmarks.measure.machine import Ceiling
 from benchmarks.measure.processes import Worker, WorkerError
 from benchmarks.measure.results import write_result
 from benchmarks.measure.work import difference
 from moesaic.checkpoint.save import save
 from moesaic.model.build import build_model
+from moesaic.planner.params import plan
 
 TRAIN = Case("train", "tiny", "v3", threads=1)
 
@@ -94,6 +98,50 @@ def test_every_setting_has_a_name_of_its_own() -> None:
         case = Case(task, "tiny", "v3", threads=1)
         settings = our_settings(case) + peer_settings(case, True, False)
         assert len({setting.name for setting in settings}) == len(settings)
+
+
+@pytest.mark.parametrize(("shape", "size"), [("8-layers", 270e6), ("1.7b", 1.7e9)])
+def test_a_shape_for_decoding_has_the_size_it_is_named_for(shape: str, size: float) -> None:
+    case = Case("decode", shape, "v2", threads=1, context=0, sequences=3)
+    assert plan(case.config).total == pytest.approx(size, rel=0.03)
+    assert (case.batch, case.length, case.tokens) == (3, 0, 3)
+
+
+def test_decoding_reads_fewer_bytes_in_fewer_bits_and_more_after_a_context() -> None:
+    whole, eight = Question("8-layers", "weights", 0), Question("8-layers", "int8", 0)
+    assert 1.9 < whole.bytes_read / eight.bytes_read < 2
+    later = Question("8-layers", "weights", 100)
+    assert later.bytes_read - whole.bytes_read == 100 * 2 * 8 * (128 + 32)
+
+
+def test_ratios_are_of_what_was_measured_in_one_round() -> None:
+    class Side:
+        def __init__(self, *speeds: float) -> None:
+            self.speeds = iter(speeds)
+
+        def tokens_per_s(self, question: Question) -> float:
+            return next(self.speeds)
+
+    sides = {"moesaic": Side(10, 30, 20), "llama.cpp": Side(10, 10, 40)}
+    question = Question("8-layers", "int4", 0)
+    found = in_turns(sides, question, 3, Ceiling(1, 1, read=20 * question.bytes_read))
+    assert found["over llama.cpp"] == {"ratio": 1, "ratios": [1, 3, 0.5]}
+    assert (found["moesaic"], found["llama.cpp"]) == (20, 10)
+    assert found["share_of_reading_bound"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+def test_the_peer_decodes_after_a_cache_of_random_numbers(weights: str) -> None:
+    pytest.importorskip("transformers")
+    from benchmarks.measure import peer
+
+    case = Case("decode", "tiny", Path(weights).name, threads=1, context=40, sequences=2)
+    job = Job(case, Setting("transformers", "float32", "eager", "sdpa"), weights)
+    work = peer.prepare(job)
+    assert work.evidence() == work.evidence()  # from the same numbers
+    work.step()
 
 
 def test_cases_of_one_day_are_kept_together(tmp_path: Path) -> None:

@@ -27,6 +27,33 @@ _SHAPES: dict[Task, tuple[int, int]] = {
 """Sequences, and tokens in each; for decoding those that are already in the cache."""
 DECODED = 32
 """Tokens decoded one after the other before the cache goes back to the prompt."""
+_COMMON: dict[str, Any] = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 6,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": None,
+    "max_position_embeddings": 16384,
+    "rope_scaling": None,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "8-layers": {
+        **_COMMON,
+        **{"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 8192},
+        **{"intermediate_size": 2736, "moe_intermediate_size": 352, "kv_lora_rank": 128},
+        **{"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64},
+    },
+    "1.7b": {
+        **_COMMON,
+        **{"hidden_size": 1024, "num_hidden_layers": 12, "vocab_size": 32768},
+        **{"intermediate_size": 5472, "moe_intermediate_size": 704, "kv_lora_rank": 512},
+        **{"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
+    },
+}
+"""Sizes for decoding besides the presets: 270 million and 1.7 billion parameters, in V2-Lite's
+proportions."""
 _WEIGHT_SIZE = 0.05
 """Standard deviation of the weights: large enough that wrong logits would be seen."""
 
@@ -39,6 +66,11 @@ class Case:
     size: str
     family: str
     threads: int
+    context: int | None = None
+    """Tokens of a prompt, or of random numbers in the cache of each sequence that is decoded; None
+    takes the task's, and decodes after a prompt."""
+    sequences: int | None = None
+    """How many; None takes the task's."""
 
     @property
     def name(self) -> str:
@@ -48,18 +80,21 @@ class Case:
     @property
     def config(self) -> ModelConfig:
         """The preset without prediction modules, which the peer does not have."""
-        preset = get_preset(f"{self.size}-{self.family}")
+        if self.size in SHAPES:
+            preset = get_preset(f"mid-{self.family}").changed(**SHAPES[self.size])
+        else:
+            preset = get_preset(f"{self.size}-{self.family}")
         return preset.changed(num_nextn_predict_layers=0, initializer_range=_WEIGHT_SIZE)
 
     @property
     def batch(self) -> int:
         """Sequences."""
-        return _SHAPES[self.task][0]
+        return self.sequences or _SHAPES[self.task][0]
 
     @property
     def length(self) -> int:
         """Tokens of each sequence, or of the prompt."""
-        return _SHAPES[self.task][1]
+        return _SHAPES[self.task][1] if self.context is None else self.context
 
     @property
     def tokens(self) -> int:

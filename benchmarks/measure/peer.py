@@ -29,7 +29,8 @@ def prepare(job: Job) -> Work:
         return Work(_training(model, job.case, setting), n_parameters)
     model.eval().requires_grad_(False)
     if job.case.task == "decode":
-        step, restart = _decoding(model, job.case, setting)
+        begin = _after_prompt if job.case.context is None else _after_random
+        step, restart = _decoding(model, job.case, setting, begin)
         return Work(step, n_parameters, restart)
     return Work(_forward(model, job.case, last_only=job.case.task == "prefill"), n_parameters)
 
@@ -65,20 +66,21 @@ def _forward(model: Any, case: Case, last_only: bool) -> Callable[[], Tensor]:
     return step
 
 
+Begin = Callable[[Any, Case, Setting], tuple[Any, Tensor, int]]
+"""Gives a cache, the token that comes next in every sequence, and how many are cached."""
+
+
 def _decoding(
-    model: Any, case: Case, setting: Setting
+    model: Any, case: Case, setting: Setting, begin: Begin
 ) -> tuple[Callable[[], Tensor], Callable[[], None]]:
-    [ids_BS] = case.inputs(1)
     forward = torch.compile(model) if setting.compiled else model
     cache: Any = None
-    last_BS, held = ids_BS[:, -1:], 0
+    last_BS, held = torch.zeros(case.batch, 1, dtype=torch.int64), 0
 
     @torch.inference_mode()
     def restart() -> None:
         nonlocal cache, last_BS, held
-        cache, held = _cache(model, case, setting), case.length - 1
-        model(input_ids=ids_BS[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        last_BS = ids_BS[:, -1:]
+        cache, last_BS, held = begin(model, case, setting)
 
     @torch.inference_mode()
     def step() -> Tensor:
@@ -91,6 +93,30 @@ def _decoding(
         return logits_BSV
 
     return step, restart
+
+
+def _after_prompt(model: Any, case: Case, setting: Setting) -> tuple[Any, Tensor, int]:
+    [ids_BS] = case.inputs(1)
+    cache = _cache(model, case, setting)
+    model(input_ids=ids_BS[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache, ids_BS[:, -1:], case.length - 1
+
+
+def _after_random(model: Any, case: Case, setting: Setting) -> tuple[Any, Tensor, int]:
+    """A cache of random numbers: what is in it does not change the time. A first token shows the
+    widths of what is cached."""
+    generator = torch.Generator().manual_seed(1)
+    cache, next_BS = _cache(model, case, setting), torch.full((case.batch, 1), 5)
+    if case.length:
+        model(input_ids=next_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    layers: list[Any] = list(cache.layers) if case.length > 1 else []
+    for index, layer in enumerate(layers):
+        keys, values = (
+            torch.randn(*part.shape[:2], case.length - 1, part.shape[3], generator=generator)
+            for part in (layer.keys, layer.values)
+        )
+        cache.update(keys.to(model.dtype), values.to(model.dtype), index)
+    return cache, next_BS, case.length
 
 
 def _cache(model: Any, case: Case, setting: Setting) -> Any:
