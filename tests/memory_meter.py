@@ -15,6 +15,7 @@ def most_allocated(work: Callable[[], object]) -> int:
     gc.collect()  # what an earlier work left over would be freed in this one
     with profile(profile_memory=True) as seen:
         work()
+    assert seen is not None
     assert seen.kineto_results is not None
     events = [e for e in seen.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
