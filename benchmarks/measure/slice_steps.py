@@ -14,29 +14,46 @@ from benchmarks.measure.alone import run_module
 from benchmarks.measure.cases import KEEP_MEMORY
 from benchmarks.measure.machine import forget_peak, peak_bytes, resident_bytes
 from moesaic.checkpoint.load import Reader
+from moesaic.config.lora import LoraConfig
 from moesaic.config.train import TrainConfig
 from moesaic.data.batch import IGNORED, Batch
+from moesaic.esft.hold import hold_rest_
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
+from moesaic.model.adapt import adapt_, fresh_factors
+from moesaic.model.build import load_model
 from moesaic.model.residency import layers_with_experts
+from moesaic.model.transformer import Transformer
+from moesaic.planner.adapters import adapted_tensors
 from moesaic.train.optim import build_optimizer
 from moesaic.train.step import Rates, take_step
 
+_SMALL = {"linears": "int8", "parked": True}
+_ATTENTION = LoraConfig(targets=("attention",))
 VARIANTS: dict[str, dict[str, Any]] = {
     "A masked": {},
     "A masked, int8 states": {"states": "int8"},
+    "A masked, int8 states and linears": {"states": "int8", **_SMALL},
     "B frozen-kept": {"kept": 16},
     "C natural": {"kept": None},
     "D natural, int8": {"kept": None, "hold": "int8"},
     "D natural, int4": {"kept": None, "hold": "int4"},
+    "D natural, int4, int8 linears": {"kept": None, "hold": "int4", **_SMALL},
     "D natural, int4, int8 states": {"kept": None, "hold": "int4", "states": "int8"},
     "E natural, cpu": {"kept": None, "hold": "cpu"},
     "E natural, disk": {"kept": None, "hold": "disk"},
+    "LoRA natural": {"kept": None, "lora": LoraConfig()},
+    "QLoRA natural, int4": {"kept": None, "hold": "int4", "linears": "int4", "lora": LoraConfig()},
+    "LoRA on attention": {"kept": None, "lora": _ATTENTION},
+    "full": {"full": True},
     "transformers natural, grouped_mm": {"peer": "grouped_mm"},
     "transformers natural, eager": {"peer": "eager"},
+    "transformers LoRA on attention": {"peer": "grouped_mm", "lora": _ATTENTION},
+    "transformers full": {"peer": "grouped_mm", "full": True},
 }
-"""How many experts are kept frozen beside the trained ones (None: all the others), how they are
-held, and what AdamW keeps its moments in; of the peer, its experts implementation."""
+"""How many experts are kept frozen beside the trained ones (None: all the others), how they and the
+linear layers are held, whether the embedding is parked, what AdamW keeps its moments in, and what
+is trained instead: adapters or everything; of the peer, its experts implementation."""
 _RATES = Rates(learning_rate=1e-5, mtp_weight=0.0, bias_speed=0.0)
 
 
@@ -67,7 +84,7 @@ def work(job: Job) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     before, kind = resident_bytes(), VARIANTS[job.variant]
     vocabulary = Reader(job.folder).config.vocab_size
-    step = _peer(job, kind["peer"]) if "peer" in kind else _ours(job, kind)
+    step = _peer(job, kind) if "peer" in kind else _ours(job, kind)
     _forget(job.device)
     losses, seconds = [], []
     for ids_BS in job.inputs(vocabulary):
@@ -94,15 +111,7 @@ def _ours(job: Job, kind: dict[str, Any]) -> Callable[[Tensor], float]:
             "optimizer": {"states": kind["states"]} if "states" in kind else {},
         }
     )
-    selection = _selection(reader, job.trained, kind.get("kept", 0))
-    model = load_slice(
-        reader,
-        selection,
-        "bfloat16",
-        job.device,
-        recompute=job.recompute,
-        hold=kind.get("hold", "weights"),
-    )
+    model = _model(job, kind, reader)
     optimizer = build_optimizer(model, config.optimizer)
     generator = torch.Generator().manual_seed(0)
 
@@ -111,6 +120,22 @@ def _ours(job: Job, kind: dict[str, Any]) -> Callable[[Tensor], float]:
         return take_step(model, optimizer, [batch], _RATES, config, generator).loss
 
     return step
+
+
+def _model(job: Job, kind: dict[str, Any], reader: Reader) -> Transformer:
+    device, recompute = job.device, job.recompute
+    if "full" in kind:
+        return load_model(job.folder, "bfloat16", device, recompute=recompute)
+    chosen = _selection(reader, job.trained, kind.get("kept", 0))
+    held, hold = chosen.at_rest() if "lora" in kind else chosen, kind.get("hold", "weights")
+    model = load_slice(reader, held, "bfloat16", device, recompute=recompute, hold=hold)
+    hold_rest_(model, kind.get("linears", "weights"), kind.get("parked", False))
+    if "lora" in kind:
+        lora: LoraConfig = kind["lora"]
+        adapted = adapted_tensors(reader.config, lora, chosen.experts)
+        make = fresh_factors(lora.rank, torch.Generator().manual_seed(0))
+        adapt_(model, adapted, make, lora.scale, torch.bfloat16)
+    return model
 
 
 def _selection(reader: Reader, trained: int, kept: int | None) -> Selection:
@@ -129,7 +154,7 @@ def _one_document_per_row(ids_BS: Tensor) -> Batch:
     return Batch(ids_BS, labels_BS, positions_BS, torch.zeros_like(ids_BS))
 
 
-def _peer(job: Job, experts: str) -> Callable[[Tensor], float]:
+def _peer(job: Job, kind: dict[str, Any]) -> Callable[[Tensor], float]:
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -138,13 +163,16 @@ def _peer(job: Job, experts: str) -> Callable[[Tensor], float]:
         job.folder, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
     model.to(job.device)
-    model.set_experts_implementation(experts)
-    model.train().requires_grad_(False)
+    model.set_experts_implementation(kind["peer"])
+    model.train().requires_grad_("full" in kind)
+    if "lora" in kind:
+        model = _with_adapters(model, kind["lora"])
     if job.recompute:
         model.gradient_checkpointing_enable()
-        model.enable_input_require_grads()
-    stacks = [p for name, p in model.named_parameters() if ".mlp.experts." in name]
-    masters = [_cut_gradients(stack, job.trained) for stack in stacks]
+    stacks, masters = [], [p for p in model.parameters() if p.requires_grad]
+    if not masters:
+        stacks = [p for name, p in model.named_parameters() if ".mlp.experts." in name]
+        masters = [_cut_gradients(stack, job.trained) for stack in stacks]
     optimizer = torch.optim.AdamW(masters, lr=_RATES.learning_rate, weight_decay=0.1, fused=True)
 
     def step(ids_BS: Tensor) -> float:
@@ -154,11 +182,21 @@ def _peer(job: Job, experts: str) -> Callable[[Tensor], float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for stack, master in zip(stacks, masters, strict=True):
+            for stack, master in zip(stacks, masters, strict=bool(stacks)):
                 stack[: job.trained].copy_(master)
         return loss.item()
 
     return step
+
+
+def _with_adapters(model: Any, lora: LoraConfig) -> Any:
+    """PEFT's, of the attention: it has none for some experts of a stack."""
+    import peft
+
+    attention = [name for name, _ in model.named_modules() if ".self_attn." in name]
+    names = sorted({name.split(".")[-1] for name in attention if not name.endswith("norm")})
+    settings = peft.LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), target_modules=names)
+    return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
 
 
 def _cut_gradients(stack: torch.nn.Parameter, trained: int) -> torch.nn.Parameter:
