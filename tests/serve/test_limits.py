@@ -1,5 +1,9 @@
 """Who is let in, and what happens where there is no room or no time."""
 
+from contextlib import suppress
+from time import monotonic
+
+import httpx
 import openai
 import pytest
 from served import NAME, client_of, plain_client_of, served
@@ -42,3 +46,32 @@ def test_a_stream_that_fails_ends_with_its_error(model: Transformer, tokenizer: 
         stream = client.completions.create(model=NAME, prompt="To", max_tokens=505, stream=True)
         with pytest.raises(openai.APIError, match=r"was not finished within 0\.2 s"):
             list(stream)
+
+
+def test_a_running_answer_may_end_when_the_server_is_stopped(
+    model: Transformer, tokenizer: Tokenizer
+):
+    with served(model, tokenizer, closing_s=30.0) as stopping, client_of(stopping) as client:
+        stream = client.completions.create(model=NAME, prompt="To", max_tokens=60, stream=True)
+        events = iter(stream)
+        next(events)
+        stopping.stop()
+        *_, last = events
+        assert last.choices[0].finish_reason == "length"
+
+
+def test_an_answer_that_takes_too_long_is_cut_when_the_server_is_stopped(
+    model: Transformer, tokenizer: Tokenizer
+):
+    with served(model, tokenizer, closing_s=0.0) as stopping, client_of(stopping) as client:
+        asked = [
+            client.completions.create(model=NAME, prompt="To", max_tokens=505, n=16, stream=True)
+            for _ in range(4)
+        ]
+        next(iter(asked[0]))
+        began = monotonic()
+        stopping.stop()
+        for stream in asked:
+            with suppress(openai.APIError, httpx.TransportError):
+                list(stream)
+        assert monotonic() - began < 30
