@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held, PagedCache
 from moesaic.infer.expert_load import ExpertLoad
+from moesaic.infer.held import holds_codes
 from moesaic.infer.native import NativeDecoder
 from moesaic.infer.prompts import PromptBatch
 from moesaic.infer.recorded import Passes, can_be_recorded
@@ -167,7 +168,8 @@ class TorchDecoder:
 class CpuDecoder:
     """On a CPU: few tokens through the compiled form, many through `TorchDecoder`.
 
-    With integer weights the compiled form alone has them, and takes prompts as well.
+    Where weights are codes, the compiled form takes prompts as well: torch would make floats of all
+    of them in every pass.
     """
 
     def __init__(
@@ -184,7 +186,8 @@ class CpuDecoder:
         """
         self.model, self.pool = model, pool
         self._native = NativeDecoder(model, pool, form, load)
-        self._many = TorchDecoder(model, pool, load) if form == "weights" else None
+        has_floats = form == "weights" and not holds_codes(model)
+        self._many = TorchDecoder(model, pool, load) if has_floats else None
 
     def feed(self, fed: Sequence[Fed]) -> list[Found]:
         """See `Decoder`."""

@@ -45,7 +45,8 @@ class Description:
         config = model.config
         blocks = [block for block in model.model.layers if isinstance(block, Block)]
         layers = (Layer * len(blocks))(*(self._layer(*each) for each in enumerate(blocks)))
-        cosines, sines = self._angles(config.max_position_embeddings)
+        longest = min(config.max_position_embeddings, pool.n_blocks * pool.block)
+        cosines, sines = self._angles(longest)
         attention = blocks[0].self_attn
         gates = [g for moe in model.moe_layers().values() if isinstance(g := moe.gate, Router)]
         self.model = Model(
@@ -143,7 +144,7 @@ class Description:
         return self._keep[-1].data_ptr()
 
     def _angles(self, positions: int) -> tuple[int, int]:
-        """Cosines and sines of every position, float32 [P, R/2]."""
+        """Cosines and sines of so many positions, float32."""
         rotation = self._model.rope(torch.arange(positions).unsqueeze(0))
         return self._floats(rotation.cos.flatten(0, -2)), self._floats(rotation.sin.flatten(0, -2))
 

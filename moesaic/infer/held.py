@@ -88,5 +88,14 @@ def cache_of(model: Transformer) -> ExpertCache | None:
     return None
 
 
+def holds_codes(model: Transformer) -> bool:
+    """Whether some weights are held as codes."""
+    parts = [each.rows for each in model.modules() if isinstance(each, HeldLinear)]
+    for moe in model.moe_layers().values():
+        if isinstance(experts := moe.experts, HeldExperts):
+            parts += [experts.rows_in, experts.rows_out]
+    return any(rows.scales is not None for rows in parts)
+
+
 def _floats(rows: Rows, like: Tensor) -> Tensor:
     return (rows.values if rows.scales is None else rows.floats()).to(like.dtype)

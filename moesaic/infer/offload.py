@@ -19,7 +19,7 @@ Expert = tuple[int, int]
 ReadExpert = Callable[[int, int, Rows, Rows], None]
 """Fills the rows of gate and up, and those of down, with an expert of a layer."""
 
-_HALF_LIFE = 128
+_HALF_LIFE = 64
 """Passes after which a use counts half."""
 _READERS = 2
 """Experts that are read at the same time."""
@@ -57,15 +57,15 @@ class ExpertCache:
     """Slots for experts of any layer, all of one shape, and a thread or two that fill them.
 
     Where a slot is needed, the expert that is used least gives up its own: uses count half after
-    128 passes, so what a text needs now displaces what an earlier one needed. An expert that has to
+    64 passes, so what a text needs now displaces what an earlier one needed. An expert that has to
     wait for the disk costs the same whichever it is, and the layers are needed in turn, so that the
     one used longest ago would often be the one needed next.
 
     An expert that a layer is guessed to need is read while the layer before it computes, into a
     slot that nothing in use lies in. A wrong guess that was not begun is dropped.
 
-    Source: Lee et al. 2001 (LRFU, IEEE Transactions on Computers 50) section 3 for the decay;
-    Eliseev and Mazur 2023 (arXiv 2312.17238) section 3.2 for reading ahead.
+    Source: Lee et al. 2001 (LRFU, IEEE Transactions on Computers 50, 12) for the decay; Eliseev and
+    Mazur 2023 (arXiv 2312.17238) section 3.2 for reading ahead.
     """
 
     def __init__(
