@@ -82,7 +82,7 @@ def test_rows_stand_for_exactly_what_is_stored(
     kinds = set()
     for spec in tensors(reader.config):
         if spec.may_be_quantised:
-            rows = Rows.empty(*spec.shape, source.kind(spec))
+            rows = Rows.empty(spec.shape[0], spec.shape[1], source.kind(spec))
             source.read_into_(rows, spec.name)
             assert torch.equal(rows.floats(), reader.read(spec.name).float()), spec.name
             kinds.add(rows.kind)
@@ -159,24 +159,30 @@ print(status("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the peak")
-@pytest.mark.parametrize("form", [None, "fp8", "4"])
-def test_the_process_takes_no_more_than_the_memory_given(tmp_path: Path, form: StoredForm | None):
-    sizes = {"hidden_size": 512, "moe_intermediate_size": 704, "num_hidden_layers": 7}
-    config = get_preset("mid-v2").changed(**sizes, n_routed_experts=32, vocab_size=2048)
-    save(
-        tmp_path / "plain", config, random_model(config, dtype="bfloat16").state_dict(), "bfloat16"
-    )
+@pytest.mark.parametrize(("form", "share"), [(None, 1 / 3), ("4", 2 / 3)])
+def test_the_process_takes_what_the_weights_may_take_and_little_more(
+    tmp_path: Path, form: StoredForm | None, share: float
+):
+    sizes = {"hidden_size": 512, "moe_intermediate_size": 704, "num_hidden_layers": 3}
+    config = get_preset("mid-v2").changed(**sizes, n_routed_experts=24, vocab_size=2048)
     folder = tmp_path / "plain"
+    save(folder, config, random_model(config, dtype="bfloat16").state_dict(), "bfloat16")
     if form is not None:
         folder = tmp_path / "fewer"
         quantise_folder(Reader(tmp_path / "plain"), folder, form, 64, lambda _: None)
     stored = Reader(folder).report.n_bytes
-    for memory in (stored // 3, 0):
-        told = subprocess.run(
-            [sys.executable, "-c", _PEAK, str(folder), str(memory)],
-            capture_output=True,
-            text=True,
-            check=True,
+    memory = int(share * stored)
+    bounded, whole = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", _PEAK, str(folder), str(given)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
         )
-        # Besides the weights: caches, activations, and the code that is loaded at the first use.
-        assert int(told.stdout) < (memory or 1.05 * stored) + 120 * 2**20
+        for given in (memory, 0)
+    )
+    most = 64 * 2**20  # activations, the cache, and code that is loaded when it is first needed
+    assert bounded < memory + most
+    assert 0.95 * stored < whole < stored + most
