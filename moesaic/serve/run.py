@@ -11,7 +11,7 @@ class Server:
     """A model that answers on a port."""
 
     def __init__(self, served: Served, host: str, port: int) -> None:
-        """Bind the port; nothing is answered before `run`.
+        """Open the port; nothing is answered before `run`.
 
         Raises:
             RequestError: if the port is taken.
@@ -35,6 +35,7 @@ class Server:
             raise RequestError(
                 f"port {port} of {host} cannot be had; give another with --port, or 0 for any"
             ) from None
+        self._socket.listen(settings.backlog)  # who comes before `run` waits
         bound, number = self._socket.getsockname()[:2]
         self.address = f"http://{f'[{bound}]' if ':' in bound else bound}:{number}"
 

@@ -1,15 +1,37 @@
 """Who is let in, and what happens where there is no room or no time."""
 
 from contextlib import suppress
+from socket import create_connection
+from threading import Thread
 from time import monotonic
 
 import httpx
 import openai
 import pytest
-from served import NAME, client_of, plain_client_of, served
+from served import NAME, PATIENCE_S, client_of, plain_client_of, served
 
 from moesaic.data.tokenizer import Tokenizer
+from moesaic.infer.batching import BatchEngine
+from moesaic.infer.blocks import BlockPool
+from moesaic.infer.decoder import TorchDecoder
 from moesaic.model.transformer import Transformer
+from moesaic.serve.run import Server
+from moesaic.serve.served import Served
+
+
+def test_who_comes_before_the_server_runs_is_answered_when_it_does(
+    model: Transformer, tokenizer: Tokenizer
+):
+    engine = BatchEngine(TorchDecoder(model, BlockPool(model.config, 4)), tokenizer)
+    server = Server(Served(NAME, engine, tokenizer, 64), "127.0.0.1", 0)
+    running = Thread(target=server.run)
+    with create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), 20) as early:
+        early.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+        running.start()
+        assert early.recv(100).startswith(b"HTTP/1.1 200 OK")
+        server.stop()
+    running.join(PATIENCE_S)
+    assert not running.is_alive()
 
 
 def test_a_key_is_asked_for(model: Transformer, tokenizer: Tokenizer):
