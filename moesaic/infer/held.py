@@ -5,6 +5,7 @@ Letters: T tokens, D hidden, K experts chosen per token, P token-expert pairs, F
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -60,19 +61,19 @@ class HeldExperts(nn.Module):
         ids_P = routing.ids_TK.flatten()
         weights_P = routing.weights_TK.flatten().to(x_TD.dtype)
         out_PD = x_TD.new_empty(len(ids_P), x_TD.shape[1])
-        for expert, rows_in, rows_out in self._each(Counter(ids_P.tolist())):
-            pairs = (ids_P == expert).nonzero().squeeze(1)
-            gate, up = F.linear(x_TD[pairs // n_chosen], _floats(rows_in, x_TD)).chunk(2, dim=-1)
-            active = swiglu(gate, up) * weights_P[pairs].unsqueeze(1)
-            out_PD[pairs] = F.linear(active, _floats(rows_out, x_TD))
+        with nullcontext() if self.cache is None else self.cache.lock:
+            for expert, rows_in, rows_out in self._each(Counter(ids_P.tolist())):
+                pairs = (ids_P == expert).nonzero().squeeze(1)
+                inner = F.linear(x_TD[pairs // n_chosen], _floats(rows_in, x_TD))
+                active = swiglu(*inner.chunk(2, dim=-1)) * weights_P[pairs].unsqueeze(1)
+                out_PD[pairs] = F.linear(active, _floats(rows_out, x_TD))
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         return out_PD.unflatten(0, (-1, n_chosen)).sum(1, dtype=wide).to(x_TD.dtype)
 
     def _each(self, uses: Counter[int]) -> Iterator[tuple[int, Rows, Rows]]:
         """The experts that are used, in any order."""
         if self.cache is not None:
-            with self.cache.lock:
-                yield from self.cache.each(self.layer, dict(sorted(uses.items())))
+            yield from self.cache.each(self.layer, dict(sorted(uses.items())))
             return
         n_in, n_out = 2 * self.rows_out.width, self.rows_in.width
         for expert in sorted(uses):
