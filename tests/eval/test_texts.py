@@ -1,17 +1,15 @@
 """Texts written together are those that each prompt gets by itself."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
-import torch
-from models import random_model
 
 from moesaic.config.infer import GenerateConfig
-from moesaic.config.model import ModelConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import RequestError
+from moesaic.eval import texts
 from moesaic.eval.texts import shared_beginning, write_texts
+from moesaic.infer.decoder import Fed, Found, TorchDecoder
 from moesaic.infer.generate import generate
 from moesaic.model.transformer import Transformer
 
@@ -50,24 +48,22 @@ def test_texts_are_those_of_each_prompt_alone(
 
 
 def test_a_text_that_has_ended_is_fed_no_more(
-    tiny_config: Callable[..., ModelConfig], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ):
-    model = random_model(tiny_config("v2", vocab_size=300))
-    fed: list[int] = []
-    inner = model.hidden_states
+    rows: list[int] = []
 
-    def counted(ids_BS: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor:
-        fed.append(len(ids_BS))
-        return inner(ids_BS, *others, **more)
+    class Counted(TorchDecoder):
+        def feed(self, fed: Sequence[Fed]) -> list[Found]:
+            rows.append(len(fed))
+            return super().feed(fed)
 
-    monkeypatch.setattr(model, "hidden_states", counted)
-    many = [(*FEW[:3], 100 + n) for n in range(24)]  # more than go through the compiled form
+    monkeypatch.setattr(texts, "build_decoder", Counted)
+    many = [(*FEW[:3], 100 + n) for n in range(24)]
     asked = GenerateConfig(max_new_tokens=16, temperature=1.0, top_p=1.0, stop=("e", "o", "t"))
     found = write_texts(model, many, 0, tokenizer, asked)
-    ends = sorted(answer.tokens for answer in found)
-    assert ends[0] < ends[-1]
-    expected = [sum(end > step for end in ends) for step in range(ends[-1])]
-    assert fed == [rows for rows in expected if rows > 16] or fed == expected
+    ends = [answer.tokens for answer in found]
+    assert min(ends) < max(ends)
+    assert rows == [sum(end > step for end in ends) for step in range(max(ends))]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(model: Transformer, tokenizer: Tokenizer):
