@@ -29,9 +29,7 @@ Wants = Literal["none", "last", "all", "hidden"]
 _CHUNK = 1024
 """Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
 _FEW = {torch.float32: 32, torch.bfloat16: 64}
-"""Up to this many tokens the compiled form is faster than a matmul, by the dtype of the weights: in
-bfloat16 a batch of 32 that decodes takes 0.4 of the time, a prompt of 64 tokens 0.8, one of 96
-tokens 1.2 (8-layer shape of V2-Lite's proportions)."""
+"""Up to this many tokens the compiled form is faster than matmuls, by the dtype of the weights."""
 _FEW_RECORDED = 32
 """Up to this many tokens a GPU waits for its host, pass after pass."""
 
