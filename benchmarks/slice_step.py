@@ -2,7 +2,8 @@
 
 One checkpoint of random weights, the same trained experts, sequences and optimizer. Every variant
 runs in a process of its own, and so does transformers: all experts held, the router free, gradients
-of the trained experts alone kept (cut out of the whole stacks as soon as they exist). On a GPU:
+of the trained experts alone kept (cut out of the whole stacks as soon as they exist). All of them
+work once in each round, so that whatever drifts, drifts for all. On a GPU:
 `python -m benchmarks.slice_step --preset deepseek-v2-lite --device cuda --sequence 4096`.
 """
 
@@ -36,23 +37,30 @@ _WEIGHT_SIZE = 0.05
 """Standard deviation of fresh weights, large enough that the loss tells variants apart."""
 
 
-def described(found: dict[str, Any], job: Job, peak_flops: float) -> dict[str, Any]:
-    """A variant's numbers; the first steps are left out of the time."""
+def described(runs: Sequence[dict[str, Any]], job: Job, peak_flops: float) -> dict[str, Any]:
+    """A variant's numbers over the rounds."""
     tokens, kind = job.rows * job.sequence, VARIANTS[job.variant]
     plan = plan_of(kind, Reader(job.folder).config, job.trained)
     flops = train_flops(plan, mean_context(job.sequence)).total
-    typical = median(found["seconds"][len(found["seconds"]) // 3 :])
+    rounds = [typical_seconds(run) for run in runs]
+    typical = median(rounds)
     numbers = {
         **{name: value for name, value in asdict(job).items() if name != "folder"},
         "seconds_per_step": round(typical, 4),
+        "seconds_by_round": [round(seconds, 4) for seconds in rounds],
         "tokens_per_s": round(tokens / typical, 1),
-        "peak_bytes": found["peak_bytes"],
+        "peak_bytes": max(run["peak_bytes"] for run in runs),
         "mfu": round(flops * tokens / typical / peak_flops, 4),
-        "first_loss": round(found["losses"][0], 4),
+        "first_loss": round(runs[0]["losses"][0], 4),
     }
     if "peer" not in kind:
         numbers["planned_gpu_bytes"] = planned_peak(plan, kind, job)
     return numbers
+
+
+def typical_seconds(run: Mapping[str, Any]) -> float:
+    """Of a step; the first third of them warms up."""
+    return median(run["seconds"][len(run["seconds"]) // 3 :])
 
 
 def plan_of(kind: Mapping[str, Any], config: ModelConfig, trained: int) -> Plan:
@@ -78,21 +86,26 @@ def planned_peak(plan: Plan, kind: Mapping[str, Any], job: Job) -> int:
 
 def compared(cases: Mapping[str, Any]) -> dict[str, Any]:
     """Memory and time beside those of the masked slice, speed beside that of transformers on the
-    same work at its best."""
-    done = {name: case for name, case in cases.items() if "tokens_per_s" in case}
+    same work at its best: of each round, the median of the rounds, the lowest and the highest."""
+    done = {name: case for name, case in cases.items() if "seconds_by_round" in case}
     masked, found = done.get("A masked"), dict[str, Any]()
     for name, case in done.items():
-        peers = [done[peer]["tokens_per_s"] for peer in _peers_of(name) if peer in done]
-        beside: dict[str, float] = {}
+        peers = [done[peer]["seconds_by_round"] for peer in _peers_of(name) if peer in done]
+        ours, beside = case["seconds_by_round"], dict[str, Any]()
         if masked is not None:
             beside["memory_of_masked"] = round(case["peak_bytes"] / masked["peak_bytes"], 3)
-            beside["time_of_masked"] = round(
-                case["seconds_per_step"] / masked["seconds_per_step"], 3
-            )
+            beside["time_of_masked"] = _ratios(ours, masked["seconds_by_round"])
         if peers:
-            beside["speed_of_transformers"] = round(case["tokens_per_s"] / max(peers), 3)
+            best = [min(seconds) for seconds in zip(*peers, strict=True)]
+            beside["speed_of_transformers"] = _ratios(best, ours)
         found[name] = beside
     return found
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    ratios = [one / other for one, other in zip(above, below, strict=True)]
+    found = {"ratio": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+    return {name: round(ratio, 3) for name, ratio in found.items()}
 
 
 def _peers_of(name: str) -> list[str]:
@@ -104,28 +117,43 @@ def _peers_of(name: str) -> list[str]:
     return [peer for peer in VARIANTS if peer.startswith("transformers natural")]
 
 
-def compare(names: Sequence[str], job: Job) -> dict[str, Any]:
-    """Every variant, and its speed against that of transformers."""
-    peak = _matmul_rate(job.device)
-    cases = {}
-    for name in names:
-        alone = replace(job, variant=name)
-        try:
-            cases[name] = described(run_alone(alone), alone, peak)
-        except subprocess.CalledProcessError as error:
-            cases[name] = {"error": f"exit {error.returncode}; see above"}
-            print(f"{name:<34} failed")
-            continue
-        found = cases[name]
-        planned = found.get("planned_gpu_bytes", 0) / 1e9
-        print(
-            f"{name:<34} {found['tokens_per_s']:>10,.1f} tok/s | "
-            f"{found['peak_bytes'] / 1e9:6.2f} GB, planned on a GPU {planned or nan:6.2f} | "
-            f"{found['mfu']:.1%} of the matmul rate | "
-            f"first loss {found['first_loss']}",
-            flush=True,
-        )
-    return cases
+def compare(names: Sequence[str], job: Job, rounds: int) -> dict[str, Any]:
+    """Every variant once in each round."""
+    peak, runs = _matmul_rate(job.device), {name: list[dict[str, Any]]() for name in names}
+    failed = dict[str, Any]()
+    for number in range(rounds):
+        for name in [name for name in names if name not in failed]:
+            try:
+                runs[name].append(run_alone(replace(job, variant=name)))
+            except subprocess.CalledProcessError as error:
+                failed[name] = {"error": f"exit {error.returncode}; see above"}
+                print(f"{name:<34} failed", flush=True)
+                continue
+            seconds = typical_seconds(runs[name][-1])
+            print(f"round {number + 1} | {name:<34} {seconds:8.4f} s", flush=True)
+    cases = {
+        name: described(runs[name], replace(job, variant=name), peak)
+        for name in names
+        if name not in failed
+    }
+    return cases | failed
+
+
+def line(name: str, case: Mapping[str, Any]) -> str:
+    """What is printed of a variant."""
+    if "error" in case:
+        return f"{name:<34} failed"
+    speed = case.get("speed_of_transformers")
+    beside = (
+        f"{speed['ratio']:.2f} ({speed['lowest']:.2f} to {speed['highest']:.2f})" if speed else "–"
+    )
+    time_of_masked = case.get("time_of_masked", {}).get("ratio", nan)
+    return (
+        f"{name:<34} {case['tokens_per_s']:>10,.1f} tok/s | {case['mfu']:.1%} of the matmul rate | "
+        f"{case['peak_bytes'] / 1e9:6.2f} GB, planned on a GPU "
+        f"{case.get('planned_gpu_bytes', nan) / 1e9:6.2f} | of A's: time {time_of_masked:.2f}, "
+        f"memory {case.get('memory_of_masked', nan):.2f} | of transformers' speed {beside}"
+    )
 
 
 def _matmul_rate(device: str) -> float:
@@ -151,14 +179,15 @@ def main() -> None:
     parser.add_argument("--trained", type=int, default=8)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--sequence", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=6, help="of each round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--threads", type=int, default=hardware()["cores"])
     parser.add_argument("--quick", action="store_true", help="tiny-v2, few short steps")
     options = parser.parse_args()
     if options.quick:
-        options.preset, options.sequence, options.steps = "tiny-v2", 256, 3
+        options.preset, options.sequence, options.steps, options.rounds = "tiny-v2", 256, 3, 1
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as home:
         folder = options.folder or f"{home}/base"
@@ -176,10 +205,10 @@ def main() -> None:
             options.threads,
             options.recompute,
         )
-        cases = compare(options.variants, job)
+        cases = compare(options.variants, job, options.rounds)
     for name, beside in compared(cases).items():
         cases[name] |= beside
-        print(f"{name:<34}", *(f"{what} {value}" for what, value in beside.items()), sep=" | ")
+    print(*(line(name, case) for name, case in cases.items()), sep="\n")
     what = f"slice-step-quick_{options.preset}" if options.quick else f"slice-step_{options.preset}"
     print(write_result(what, cases, options.threads))
 

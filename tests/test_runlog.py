@@ -1,12 +1,14 @@
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from moesaic import __version__
 from moesaic.errors import DataError, TrainingError
-from moesaic.runlog import RunLog, describe_run, hardware, read_run, versions
+from moesaic.runlog import RunLog, describe_run, hardware, peak_bytes, read_run, versions
 
 START = describe_run({"steps": 8, "model": {"hidden_size": 16}}, seed=7)
 
@@ -142,3 +144,10 @@ def test_hardware_names_the_processor_and_the_accelerator_it_is_told():
     assert machine["cpu"]
     assert machine["cores"] >= 1
     assert machine["memory_bytes"] > 0
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    held = bytearray(b"1" * 200_000_000)
+    code = "from moesaic.runlog import peak_bytes; print(peak_bytes())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < len(held) < peak_bytes()

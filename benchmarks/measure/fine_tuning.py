@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from benchmarks.measure.alone import run_module
-from benchmarks.measure.machine import peak_bytes, watching_others
+from benchmarks.measure.machine import watching_others
 from moesaic.config.train import TrainConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.esft.absorb import merge_adapter
 from moesaic.esft.merge import merge_shards
 from moesaic.esft.recipe import train_slice
 from moesaic.model.build import load_model
-from moesaic.runlog import read_run
+from moesaic.runlog import peak_bytes, read_run
 from moesaic.train.evaluate import HeldOut, evaluate
 from moesaic.train.loop import train
 

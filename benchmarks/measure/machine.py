@@ -2,8 +2,6 @@
 
 import os
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +12,12 @@ from typing import Any
 
 import torch
 
-from moesaic.runlog import hardware
+from moesaic.runlog import hardware, peak_bytes, status_bytes
 
 DISTURBED = 0.05
 """Share of the processors used by others above which times are not to be trusted."""
 _MATMUL_SIZES = (1024, 2048)
 _READ_BYTES = 2**28
-_STATUS = Path("/proc/self/status")
 _STAT = Path("/proc/stat")
 
 
@@ -115,28 +112,15 @@ def _own_seconds() -> float:
 
 def resident_bytes() -> int:
     """Memory of this process now, or its peak where the system tells no more."""
-    return _status_bytes("VmRSS") or peak_bytes()
-
-
-def peak_bytes() -> int:
-    """Most memory this process had since the start, or since `forget_peak`."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return status_bytes("VmRSS") or peak_bytes()
 
 
 def forget_peak() -> None:
-    """Begin a new peak, where the system can: loading a model is not part of using it."""
+    """Begin a new `peak_bytes`, where the system can: loading a model is not part of using it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
-
-
-def _status_bytes(name: str) -> int | None:
-    if not _STATUS.exists():
-        return None
-    found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
 
 
 def machine_name() -> str:

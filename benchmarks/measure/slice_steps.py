@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.measure.alone import run_module
 from benchmarks.measure.cases import KEEP_MEMORY
-from benchmarks.measure.machine import forget_peak, peak_bytes, resident_bytes
+from benchmarks.measure.machine import forget_peak, resident_bytes
 from moesaic.checkpoint.load import Reader
 from moesaic.config.lora import LoraConfig
 from moesaic.config.train import TrainConfig
@@ -25,6 +25,7 @@ from moesaic.model.build import load_model
 from moesaic.model.residency import layers_with_experts
 from moesaic.model.transformer import Transformer
 from moesaic.planner.adapters import adapted_tensors
+from moesaic.runlog import peak_bytes
 from moesaic.train.optim import build_optimizer
 from moesaic.train.step import Rates, take_step
 

@@ -14,8 +14,9 @@ from typing import Any, TextIO
 import torch
 
 from benchmarks.measure.cases import Job
-from benchmarks.measure.machine import forget_peak, peak_bytes, resident_bytes, watching_others
+from benchmarks.measure.machine import forget_peak, resident_bytes, watching_others
 from benchmarks.measure.work import Work
+from moesaic.runlog import peak_bytes
 
 _WARM_STEPS = 2
 

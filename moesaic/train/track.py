@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from moesaic.balance.stats import load_entropy, max_violation
 from moesaic.config.train import TrainConfig
-from moesaic.runlog import RunLog, RunRecord, describe_run, read_run
+from moesaic.runlog import RunLog, RunRecord, describe_run, peak_bytes, read_run
 from moesaic.train.evaluate import Evaluation
 from moesaic.train.folder import RunFolder
 from moesaic.train.writers import RunName, Writers
@@ -125,8 +123,7 @@ def peak_memory(device: str) -> int:
     """Most bytes used so far: of the GPU, or of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_bytes()
 
 
 def _identity(record: RunRecord) -> str:
