@@ -51,9 +51,10 @@ def serve(
     answered.
 
     Settings of --set: cache_tokens, max_running, max_queue, prefill_tokens, deterministic,
-    timeout_s, closing_s, max_new_tokens, max_choices, max_body_bytes, dtype, device, form
-    (int8 or int4 on a CPU), memory (most bytes of weights, as 8GiB: experts that do not fit
-    are read when they are chosen), trusted (keys that must have signed shards), and
+    timeout_s, arrival_s, unread_s (what a client may let the server wait for its request, and
+    for taking its answer), closing_s, max_new_tokens, max_choices, max_body_bytes, dtype,
+    device, form (int8 or int4 on a CPU), memory (most bytes of weights, as 8GiB: experts that
+    do not fit are read when they are chosen), trusted (keys that must have signed shards), and
     api_keys='["KEY"]', without which everybody who reaches the port is answered.
     """
     from moesaic.config.load import parse_changes

@@ -36,6 +36,11 @@ class ServeConfig(Settings):
     room it could need."""
     timeout_s: PositiveFloat = 600.0
     """Seconds from a request's arrival after which it is given up."""
+    arrival_s: PositiveFloat = 30.0
+    """Seconds in which a request has to begin on an open connection, and again those in which the
+    rest of it has to be here."""
+    unread_s: PositiveFloat = 60.0
+    """Seconds after which a client that takes nothing of its answer is given up."""
     closing_s: NonNegativeFloat = 30.0
     """Seconds that running requests have to end when the server is stopped."""
     max_new_tokens: PositiveInt = 512

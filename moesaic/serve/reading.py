@@ -13,9 +13,6 @@ from fastapi import Request
 from moesaic.config.serve import ServeConfig
 from moesaic.serve.errors import RefusedError
 
-_BODY_S = 30.0
-"""Seconds in which a request has to be here."""
-
 
 def check_key(request: Request, config: ServeConfig) -> None:
     """See that a request has a key, if keys are asked for.
@@ -72,12 +69,12 @@ async def read_json(request: Request, config: ServeConfig) -> dict[str, Any]:
         RefusedError: if it is too large, too slow, or no JSON object.
     """
     try:
-        async with asyncio.timeout(_BODY_S):
+        async with asyncio.timeout(config.arrival_s):
             body = await _read_body(request, config.max_body_bytes)
     except TimeoutError:
         raise RefusedError(
             HTTPStatus.REQUEST_TIMEOUT,
-            f"the request was not here within {_BODY_S:g} s; send it again",
+            f"the request was not here within {config.arrival_s:g} s; send it again",
         ) from None
     try:
         data = json.loads(body)

@@ -1,9 +1,11 @@
 """`Server`: a model behind HTTP, until it is stopped."""
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from moesaic.errors import RequestError
 from moesaic.serve.app import make_app
+from moesaic.serve.connection import telling_of_requests, watched
 from moesaic.serve.served import Served
 
 
@@ -18,9 +20,10 @@ class Server:
         """
         self.served, closing_s = served, served.config.closing_s
         settings = uvicorn.Config(
-            make_app(served),
+            telling_of_requests(make_app(served)),
             host,
             port,
+            http=watched(AutoHTTPProtocol, served.config),
             log_level="warning",
             access_log=False,
             server_header=False,
