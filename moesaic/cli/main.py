@@ -57,9 +57,15 @@ def load_command(name: str) -> Command:
     """A command with its arguments and options; the listed ones have only a name and a line."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     function = getattr(import_module(f"moesaic.cli.{name}"), name)
-    told = (getdoc(function) or "").replace("[", r"\[")  # which rich would take for a style
-    single.command(name, context_settings=_HELP, help=told)(function)
+    single.command(name, context_settings=_HELP, help=_flowing(getdoc(function) or ""))(function)
     return typer.main.get_command(single)
+
+
+def _flowing(told: str) -> str:
+    """Paragraphs without line breaks, which would stay where they are in a terminal of any width;
+    and no brackets that rich would take for a style."""
+    paragraphs = told.replace("[", r"\[").split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
 
 
 app = typer.Typer(
