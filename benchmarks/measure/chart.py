@@ -106,9 +106,12 @@ def _panel(panel: Panel, colours: dict[str, str]) -> list[str]:
     for tick in () if panel.places else across.ticks():
         parts.append(_text(across(tick), up.start + 15, f"{tick:g}", "middle"))
     parts.append(_text((across.start + across.end) / 2, up.start + 31, panel.x_label, "middle"))
-    for name, line in panel.lines.items():
+    for order, (name, line) in enumerate(panel.lines.items()):
         places = [(f"{across(x):.1f}", f"{up(y):.1f}") for x, y in line]
-        parts += (_dots if panel.as_points else _polyline)(places, colours[name])
+        if panel.as_points:
+            parts += _rings(places, colours[name], 2.5 + 1.3 * order)
+        else:
+            parts.append(_polyline(places, colours[name]))
     for name, (x, y, half) in panel.bars.items():
         look = f'stroke="{colours[name]}" stroke-width="1.6"'
         parts.append(f'<path d="M{across(x):.1f} {up(y - half):.1f}V{up(y + half):.1f}" {look}/>')
@@ -116,13 +119,14 @@ def _panel(panel: Panel, colours: dict[str, str]) -> list[str]:
     return parts
 
 
-def _polyline(places: Sequence[tuple[str, str]], colour: str) -> list[str]:
+def _polyline(places: Sequence[tuple[str, str]], colour: str) -> str:
     points = " ".join(",".join(place) for place in places)
-    return [f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>']
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
 
 
-def _dots(places: Sequence[tuple[str, str]], colour: str) -> list[str]:
-    look = f'r="4" fill="{colour}" fill-opacity="0.6" stroke="{colour}"'
+def _rings(places: Sequence[tuple[str, str]], colour: str, radius: float) -> list[str]:
+    """Each name has its own radius, so that points on one spot lie inside one another."""
+    look = f'r="{radius:.1f}" fill="none" stroke="{colour}" stroke-width="1.3"'
     return [f'<circle cx="{x}" cy="{y}" {look}/>' for x, y in places]
 
 
