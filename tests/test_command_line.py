@@ -22,8 +22,7 @@ SURFACE = {
     "export": "folder out --form --pre-tokenizer --json",
     "card": "folder --results --json --set",
     "generate": (
-        "folder prompt --max-new-tokens --temperature --top-p --seed --dtype --device --form "
-        "--memory --json"
+        "folder prompt --max-new-tokens --temperature --seed --schema --memory --set --json"
     ),
     "chat": "folder --temperature --top-p --max-new-tokens --seed --set",
     "serve": "folder --host --port --shard --set --json",

@@ -4,11 +4,10 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from moesaic.config.infer import GenerateConfig
-from moesaic.config.memory import Memory
+from moesaic.config.infer import HeldConfig
 
 
-class ChatConfig(GenerateConfig):
+class ChatConfig(HeldConfig):
     """A conversation with a model: how it answers, and how it is held."""
 
     max_new_tokens: PositiveInt = 512
@@ -20,12 +19,3 @@ class ChatConfig(GenerateConfig):
     positions. Memory is their bytes."""
     chat_template: Literal["deepseek-v2", "deepseek-v3", "deepseek-r1"] | None = None
     """How a conversation is written; None follows the tokenizer's own template."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of weights, products and caches."""
-    device: str = "cpu"
-    """Where the model is held: cpu, cuda, cuda:1, …"""
-    form: Literal["weights", "int8", "int4"] = "weights"
-    """How matrices are held on a CPU: as they are stored, or in integers with a scale per group."""
-    memory: Memory | None = None
-    """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. None
-    holds all."""

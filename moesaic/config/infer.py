@@ -1,9 +1,10 @@
-"""`GenerateConfig`: how a model continues a text."""
+"""How a model continues a text, and how it is held meanwhile."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from moesaic.config.memory import Memory
 from moesaic.config.settings import Settings
 
 
@@ -23,3 +24,31 @@ class GenerateConfig(Settings):
     text depends on its own seed alone, so copies of a prompt give different texts."""
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
     """Texts before which to stop, besides the tokens that end a text."""
+
+
+class HeldConfig(GenerateConfig):
+    """How a model continues a text, and how it is held."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of weights, products and caches."""
+    device: str = "cpu"
+    """Where the model is held: cpu, cuda, cuda:1, …"""
+    form: Literal["weights", "int8", "int4"] = "weights"
+    """How matrices are held on a CPU: as they are stored, or in integers with a scale per group."""
+    memory: Memory | None = None
+    """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. None
+    holds all."""
+
+
+class TextConfig(HeldConfig):
+    """A text that is continued, and what it has to be."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights, products and caches."""
+    regex: str | None = None
+    """A regular expression that matches what is written as a whole; None for any text."""
+    choice: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
+    """Texts of which one is written; None for any text."""
+    grammar: str | None = None
+    """A file with a context-free grammar of what is written, in the form of Lark or of llama.cpp
+    (GBNF); None for any text."""

@@ -3,7 +3,7 @@
 Letters: B sequences, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,24 @@ from typing import Any
 import torch
 
 from moesaic.config.infer import GenerateConfig
+from moesaic.config.model import ModelConfig
+from moesaic.config.published import read_config
 from moesaic.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from moesaic.errors import ConfigError, RequestError
 from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Fed, build_decoder
+from moesaic.infer.grammar import Grammar, Grammars, forbid
 from moesaic.infer.load import load_held
 from moesaic.infer.prompts import Prompt, encode_prompts
 from moesaic.infer.sample import sample
 from moesaic.infer.speculative import Counts, Speculate, Speculation
+from moesaic.infer.structured import structured_grammar
 from moesaic.infer.text import Ending, Written
 from moesaic.model.transformer import Transformer
 from moesaic.units import parse_bytes
+
+Structured = Mapping[str, Any] | Grammar
+"""What texts have to be: see `structured_grammar`, or made by `Grammars`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ def generate(
     *,
     speculate: Speculate = "never",
     memory: int | str | None = None,
+    structured_outputs: Structured | None = None,
     **settings: Any,
 ) -> list[Continuation]:
     """Continue prompts, all in one batch; each text is what its prompt would give alone.
@@ -71,6 +79,9 @@ def generate(
             tokens are likely: always, never, or while that is measured to be faster.
         memory: most bytes of a folder's weights, as a number or as ``8GiB``; experts that do not
             fit are read when they are chosen. None holds all.
+        structured_outputs: what each text has to be, by the names of the server, as ``{"json":
+            schema}``, ``{"regex": "[0-9]{4}"}``, ``{"choice": ["yes", "no"]}`` or ``{"grammar":
+            text}``. A text that ends for its length is only the beginning of one.
         settings: those of `GenerateConfig`, as ``max_new_tokens=64, temperature=0``.
 
     Returns:
@@ -78,10 +89,11 @@ def generate(
 
     Raises:
         RequestError: if a prompt is empty, too long, or not of the model's vocabulary, or if drafts
-            are asked for and the model has no prediction module.
+            are asked for and the model has no prediction module, or if what texts have to be cannot
+            be enforced.
         ConfigError: for a wrong setting.
     """
-    request = _Request.of(model, prompts, tokenizer, memory, settings)
+    request = _Request.of(model, prompts, tokenizer, memory, structured_outputs, settings)
     speculation = request.speculation(speculate)
     pieces: list[list[Piece]] = [[] for _ in request.rows]
     for piece in request.pieces(speculation):
@@ -106,10 +118,11 @@ def stream(
     *,
     speculate: Speculate = "never",
     memory: int | str | None = None,
+    structured_outputs: Structured | None = None,
     **settings: Any,
 ) -> Iterator[Piece]:
     """`generate`, piece by piece as tokens are drawn; mistakes are raised at the call."""
-    request = _Request.of(model, prompts, tokenizer, memory, settings)
+    request = _Request.of(model, prompts, tokenizer, memory, structured_outputs, settings)
     return request.pieces(request.speculation(speculate))
 
 
@@ -121,6 +134,7 @@ class _Request:
     rows: list[list[int]]
     tokenizer: Tokenizer | None
     config: GenerateConfig
+    grammar: Grammar | None
 
     @classmethod
     def of(
@@ -129,12 +143,16 @@ class _Request:
         prompts: str | Sequence[Prompt],
         tokenizer: Tokenizer | None,
         memory: int | str | None,
+        structured: Structured | None,
         settings: dict[str, Any],
     ) -> "_Request":
         config = GenerateConfig.parse(settings)
-        if not isinstance(model, Transformer):
-            if tokenizer is None and (Path(model) / TOKENIZER_FILE).is_file():
-                tokenizer = Tokenizer.load(model)
+        is_folder = not isinstance(model, Transformer)
+        if is_folder and tokenizer is None and (Path(model) / TOKENIZER_FILE).is_file():
+            tokenizer = Tokenizer.load(model)
+        shape = read_config(model) if is_folder else model.config
+        grammar = _grammar(structured, shape, tokenizer)
+        if is_folder:
             n_bytes = parse_bytes(memory) if isinstance(memory, str) else memory
             model = load_held(model, memory=n_bytes)
         elif memory is not None:
@@ -147,21 +165,27 @@ class _Request:
                 f"stop={config.stop!r} needs a tokenizer; give tokenizer, or leave stop out"
             )
         rows = encode_prompts(prompts, model.config, tokenizer, config.max_new_tokens)
-        return cls(model, rows, tokenizer, config)
+        return cls(model, rows, tokenizer, config, grammar)
 
     def speculation(self, speculate: Speculate) -> Speculation | None:
         """What drafts the tokens, if anything does."""
-        has_module = self.model.config.num_nextn_predict_layers > 0
-        if speculate == "never" or (speculate == "auto" and not has_module):
+        can_draft = self.model.config.num_nextn_predict_layers > 0 and self.grammar is None
+        if speculate == "never" or (speculate == "auto" and not can_draft):
             return None
+        if self.grammar is not None:
+            raise RequestError(
+                "drafts are made without regard to structured_outputs, and would be dropped; leave "
+                "speculate out"
+            )
         pool = pool_for(self.model, [len(row) + self.config.max_new_tokens for row in self.rows])
         decoder = build_decoder(self.model, pool)
         return Speculation(decoder, self.rows, self.config, may_stop=speculate == "auto")
 
     def pieces(self, speculation: Speculation | None) -> Iterator[Piece]:
         """Pieces of all texts in the order of their tokens, until every text has ended."""
-        texts = [Written.begin(self.model.config, self.tokenizer, self.config) for _ in self.rows]
-        for drawn in speculation.draw() if speculation else self._one_by_one():
+        begun = (self.model.config, self.tokenizer, self.config, self.grammar)
+        texts = [Written.begin(*begun) for _ in self.rows]
+        for drawn in speculation.draw() if speculation else self._one_by_one(texts):
             for prompt, (text, tokens) in enumerate(zip(texts, drawn, strict=True)):
                 for token in tokens:
                     if text.ending is None:
@@ -170,15 +194,40 @@ class _Request:
             if all(text.ending for text in texts):
                 return
 
-    def _one_by_one(self) -> Iterator[list[tuple[int, ...]]]:
-        for tokens in draw_tokens(self.model, self.rows, self.config):
+    def _one_by_one(self, texts: Sequence[Written]) -> Iterator[list[tuple[int, ...]]]:
+        for tokens in draw_tokens(self.model, self.rows, self.config, texts):
             yield [(token,) for token in tokens]
 
 
+def _grammar(
+    structured: Structured | None, model: ModelConfig, tokenizer: Tokenizer | None
+) -> Grammar | None:
+    """What texts have to be, compiled."""
+    if structured is None or isinstance(structured, Grammar):
+        return structured
+    if tokenizer is None:
+        raise RequestError(
+            f"structured_outputs={dict(structured)} needs a tokenizer; give tokenizer, or leave "
+            "structured_outputs out"
+        )
+    return structured_grammar(structured, lambda: Grammars(model, tokenizer))
+
+
 def draw_tokens(
-    model: Transformer, rows: Sequence[Sequence[int]], config: GenerateConfig
+    model: Transformer,
+    rows: Sequence[Sequence[int]],
+    config: GenerateConfig,
+    texts: Sequence[Written] = (),
 ) -> Iterator[list[int]]:
-    """The tokens that follow rows of ids, one of every row at a time; nothing ends a row early."""
+    """The tokens that follow rows of ids, one of every row at a time; nothing ends a row early.
+
+    Args:
+        model: what they are fed to.
+        rows: ids, one row for each text.
+        config: how tokens are drawn.
+        texts: what each row's tokens are added to before the next are drawn; where a text has a
+            grammar, they follow it.
+    """
     pool = pool_for(model, [len(row) + config.max_new_tokens for row in rows])
     decoder = build_decoder(model, pool)
     held = [Held(pool) for _ in rows]
@@ -186,6 +235,10 @@ def draw_tokens(
     fed = [Fed(one, tuple(row)) for one, row in zip(held, rows, strict=True)]
     for _ in range(config.max_new_tokens):
         logits_BV = torch.cat([found.logits_TV for found in decoder.feed(fed)])
+        courses = [None if text.ending else text.course for text in texts]
+        logits_BV, failed = forbid(logits_BV, courses)
+        for error in failed.values():
+            raise error
         tokens = sample(logits_BV, config, generators).tolist()
         yield tokens
         fed = [Fed(one, (token,)) for one, token in zip(held, tokens, strict=True)]

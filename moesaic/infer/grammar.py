@@ -282,11 +282,3 @@ def _byte_of() -> dict[str, int]:
         **{chr(byte): byte for byte in plain},
         **{chr(256 + i): b for i, b in enumerate(others)},
     }
-
-
-def _bounded(text: str, kind: str) -> str:
-    if len(text) > MOST_CHARACTERS:
-        raise RequestError(
-            f"the {kind} has {len(text)} characters, more than {MOST_CHARACTERS}; shorten it"
-        )
-    return text

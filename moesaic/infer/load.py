@@ -4,13 +4,12 @@ from dataclasses import replace
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import get_args
 
 import torch
 
 from moesaic.checkpoint.load import Reader, load_into
 from moesaic.config.model import ModelConfig
-from moesaic.errors import ConfigError, suggest
+from moesaic.errors import ConfigError
 from moesaic.infer.held import HeldExperts, HeldLinear
 from moesaic.infer.offload import ExpertCache
 from moesaic.infer.stored import Sizes, Source, expert_kinds, read_expert_
@@ -69,18 +68,6 @@ def load_held(
     load_into(reader, model.state_dict(), model.residency.stacks(model.config))
     _hold_experts_(model, source, n_slots, device)
     return model.requires_grad_(False)
-
-
-def form_of(name: str) -> Form:
-    """The form of a name.
-
-    Raises:
-        ConfigError: if it names none.
-    """
-    found: dict[str, Form] = {each: each for each in get_args(Form)}
-    if name not in found:
-        raise ConfigError(f"form={name!r} is not one of {', '.join(found)}{suggest(name, found)}")
-    return found[name]
 
 
 def slots_in(source: Source, memory: int) -> int:

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import moesaic
@@ -41,8 +42,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 def test_the_new_text_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    options = ("--max-new-tokens", "12", "--temperature", "0.9", "--top-p", "0.8", "--seed", "3")
-    assert run(monkeypatch, folder, "one two", *options) == 0
+    options = ("--max-new-tokens", "12", "--temperature", "0.9", "--seed", "3")
+    assert run(monkeypatch, folder, "one two", *options, "--set", "top_p=0.8") == 0
     [text] = moesaic.generate(
         folder, "one two", max_new_tokens=12, temperature=0.9, top_p=0.8, seed=3
     )
@@ -106,7 +107,7 @@ def test_interrupting_ends_the_line_and_exits_with_130(
     [
         (("one", "--temperature", "-1"), "temperature=-1.0"),
         (("one", "--max-new-tokens", "9000"), "max_position_embeddings=8192"),
-        (("one", "--dtype", "float31"), "dtype='float31' is not one of float32"),
+        (("one", "--set", "dtype=float31"), "dtype='float31'"),
     ],
 )
 def test_a_wrong_request_exits_with_2_and_prints_nothing_else(
@@ -148,7 +149,118 @@ def test_a_memory_that_holds_too_little_is_refused(
 ) -> None:
     assert run(monkeypatch, folder, "one", "--memory", "100KiB") == 2
     assert "memory=100.0 KiB is too little for" in capsys.readouterr().err
-    assert run(monkeypatch, folder, "one", "--form", "int5") == 2
-    assert "form='int5' is not one of weights, int8, int4" in capsys.readouterr().err
+    assert run(monkeypatch, folder, "one", "--set", "form=int5") == 2
+    assert "form='int5'" in capsys.readouterr().err
     assert run(monkeypatch, folder, "one", "--memory", "much") == 2
     assert "'much' is not a size; write a number and one of" in capsys.readouterr().err
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "maximum": 99, "minimum": 0}, "yes": {"const": True}},
+    "required": ["n", "yes"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    return tmp_path / "schema.json"
+
+
+def test_a_schema_makes_the_text_json_of_its_form(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    schema: Path,
+) -> None:
+    assert run(monkeypatch, folder, "one two", "--schema", schema, "--set", "stop=[]") == 0
+    printed = capsys.readouterr()
+    [text] = moesaic.generate(folder, "one two", structured_outputs={"json": SCHEMA})
+    assert printed.out == text.text + "\n"
+    assert printed.err == ""
+    jsonschema.validate(json.loads(printed.out), SCHEMA)
+
+
+def test_a_text_that_is_cut_within_its_form_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    schema: Path,
+) -> None:
+    assert run(monkeypatch, folder, "one", "--schema", schema, "--max-new-tokens", "3") == 0
+    assert "is only the beginning of what was asked for; raise --max" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ("regex=[0-9]{4}", "[0-9]{4}"),
+        ('choice=["yes", "no"]', "yes|no"),
+        ("grammar=digits.lark", "[0-9]{2}"),
+    ],
+)
+def test_an_expression_choices_or_a_grammar_are_followed_in_the_same_way(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+    change: str,
+    pattern: str,
+) -> None:
+    (tmp_path / "digits.lark").write_text('start: DIGIT DIGIT\nDIGIT: "0".."9"')
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, folder, "one", "--set", change) == 0
+    assert re.fullmatch(pattern, capsys.readouterr().out.removesuffix("\n"))
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{", "the schema is not JSON"),
+        ("[]", "the schema is a list; it should be an object"),
+        ('{"type": "text"}', "the schema cannot be enforced: "),
+    ],
+)
+def test_a_wrong_schema_is_told_before_the_model_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    schema: Path,
+    written: str,
+    message: str,
+) -> None:
+    schema.write_text(written)
+    options = ("--schema", schema, "--set", "device=nowhere")
+    assert run(monkeypatch, folder, "one", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--schema", "none.json"), "--schema none.json cannot be read"),
+        (("--set", "regex=a", "--set", 'choice=["a"]'), "regex and choice both ask for a form"),
+    ],
+)
+def test_what_the_text_has_to_be_is_read_from_one_place(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    assert run(monkeypatch, folder, "one", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_its_library_a_schema_is_refused_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    schema: Path,
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    assert run(monkeypatch, folder, "one", "--schema", schema) == 2
+    assert "install it with: pip install 'moesaic[serve]'" in capsys.readouterr().err

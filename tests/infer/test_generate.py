@@ -1,5 +1,6 @@
 """Generation is the model's own next-token choice, whatever the batch and however it is cached."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,29 @@ def test_a_folder_without_tokenizer_continues_ids(folder: Path) -> None:
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(MoesaicError, match="nowhere"):
         moesaic.generate(tmp_path / "nowhere", "one")
+
+
+def test_each_text_of_a_batch_follows_the_form_as_it_does_alone(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
+    form = {"regex": "[a-c]{2,9}(yes|no)"}
+    prompts = ["one", "two two", "a"]
+    asked: dict[str, Any] = {"structured_outputs": form, "max_new_tokens": 20}
+    together = moesaic.generate(model, prompts, tokenizer, **asked)
+    assert all(re.fullmatch(form["regex"], text.text) for text in together)
+    for place, (prompt, text) in enumerate(zip(prompts, together, strict=True)):
+        [alone] = moesaic.generate(model, prompt, tokenizer, seed=place, **asked)
+        assert (alone.text, alone.ending) == (text.text, text.ending)
+    assert len({text.text for text in together}) > 1
+
+
+def test_a_form_needs_a_tokenizer_and_takes_no_drafts(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(RequestError, match="needs a tokenizer; give tokenizer, or leave struct"):
+        moesaic.generate(model, [[1, 2]], structured_outputs={"regex": "a"})
+    asked: dict[str, Any] = {"structured_outputs": {"regex": "[ab]{3}"}, "max_new_tokens": 8}
+    with pytest.raises(RequestError, match="drafts are made without regard to structured_outputs"):
+        moesaic.generate(model, "a", tokenizer, speculate="always", **asked)
+    [text] = moesaic.generate(model, "a", tokenizer, speculate="auto", **asked)
+    assert re.fullmatch("[ab]{3}", text.text)
