@@ -16,6 +16,8 @@ from moesaic.errors import RequestError
 
 BLOCK = 32
 """Positions in a block."""
+_FEW = 8
+"""Up to so many tokens of every sequence, what each sees is said once for all layers."""
 
 
 class BlockPool:
@@ -147,9 +149,6 @@ class PagedCache:
     for what fills a row. A cache serves one pass; rooms must have been made before.
     """
 
-    visible: Tensor | None = None
-    """Earlier positions of the same document are seen."""
-
     def __init__(self, held: Sequence[Held], fed: Sequence[int]) -> None:
         """Prepare a pass.
 
@@ -163,18 +162,21 @@ class PagedCache:
         self.length = max(one.length for one in held)
         ragged = len({one.length for one in held}) > 1 or len(set(fed)) > 1
         missing = [self.length - one.length for one in held]
+        places = [_places(one, one.length + n).to(device) for one, n in zip(held, fed, strict=True)]
         rows = [
-            F.pad(_places(one, 0, one.length), (n, 0)) for one, n in zip(held, missing, strict=True)
+            F.pad(place[: one.length], (n, 0))
+            for place, one, n in zip(places, held, missing, strict=True)
         ]
-        self._before_BC = torch.stack(rows).to(device)
+        self._before_BC = torch.stack(rows)
         self.documents = None
         if ragged:
             place_C = torch.arange(self.length)
             self.documents = (place_C >= torch.tensor(missing).unsqueeze(1)).long().to(device)
-        self._after = [
-            _places(one, one.length, one.length + n).to(device)
-            for one, n in zip(held, fed, strict=True)
-        ]
+        self.visible = None  # earlier positions of the same document
+        if not ragged and 1 < fed[0] <= _FEW:
+            seen = torch.ones(1, 1, fed[0], self.length + fed[0], dtype=torch.bool, device=device)
+            self.visible = seen.tril(self.length)
+        self._after = [place[one.length :] for place, one in zip(places, held, strict=True)]
 
     def extend(self, layer: int, *parts: Tensor) -> tuple[Tensor, ...]:
         """Store the fed positions' ``parts``, each [B, S, …]; returns all, each [B, C + S, …]."""
@@ -205,7 +207,8 @@ def cached_parts(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
     return heads, heads
 
 
-def _places(held: Held, start: int, stop: int) -> Tensor:
-    """Where positions lie in a layer's blocks laid end to end."""
-    positions, block = torch.arange(start, stop), held.pool.block
-    return torch.tensor(held.blocks)[positions // block] * block + positions % block
+def _places(held: Held, stop: int) -> Tensor:
+    """Where the first positions lie in a layer's blocks laid end to end."""
+    block = held.pool.block
+    first = torch.tensor(held.blocks[: -(-stop // block)], dtype=torch.int64)[:, None] * block
+    return (first + torch.arange(block)).flatten()[:stop]

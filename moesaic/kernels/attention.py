@@ -55,20 +55,22 @@ def shared_attention(
     fed, held = q_BHSQ.shape[2], k_BCQ.shape[1]
     if visible is None and fed > 1:
         visible = torch.ones(fed, held, dtype=torch.bool, device=q_BHSQ.device).tril(held - fed)
+    if fed <= _AT_ONCE:
+        return _shared(q_BHSQ * scale, k_BCQ, v_BCU, visible)
     some = [slice(start, start + _AT_ONCE) for start in range(0, fed, _AT_ONCE)]
     masks = [None if visible is None else visible[..., part, :] for part in some]
     out = [
         _shared(q_BHSQ[:, :, part] * scale, k_BCQ, v_BCU, mask)
         for part, mask in zip(some, masks, strict=True)
     ]
-    return out[0] if len(out) == 1 else torch.cat(out, dim=2)
+    return torch.cat(out, dim=2)
 
 
 def _shared(q_BHSQ: Tensor, k_BCQ: Tensor, v_BCU: Tensor, visible: Tensor | None) -> Tensor:
     scores = q_BHSQ.flatten(1, 2) @ k_BCQ.transpose(1, 2)
     scores_BHSC = scores.unflatten(1, q_BHSQ.shape[1:3])
     if visible is not None:
-        scores_BHSC = scores_BHSC.masked_fill(~visible, float("-inf"))
+        scores_BHSC = torch.where(visible, scores_BHSC, float("-inf"))
     wide = torch.promote_types(scores.dtype, torch.float32)
     weights_BHSC = scores_BHSC.softmax(-1, dtype=wide).to(scores.dtype)
     return (weights_BHSC.flatten(1, 2) @ v_BCU).unflatten(1, q_BHSQ.shape[1:3])

@@ -21,6 +21,8 @@ from moesaic.kernels.layout import Layout, SortedLayout, TieredLayout
 
 _FEW_PAIRS = 32
 """Without gradients, up to this many pairs are computed one by one."""
+_COPIED = 4 << 20
+"""Without gradients, up to this many bytes of the pairs' experts are copied side by side."""
 _COLUMNS = 256
 """A gradient that is added to another is computed a quarter at a time, but never fewer columns than
 this: smaller products would read the rows from memory more often than they can be multiplied."""
@@ -211,6 +213,8 @@ def _pair_by_pair(
     x_TD: Tensor, slots_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
     """For the few tokens of a decoding step: only the chosen experts' weights are touched."""
+    if slots_TK.numel() * (gate_up[0].nbytes + down[0].nbytes) <= _COPIED:
+        return _side_by_side(x_TD, slots_TK, weights_TK, gate_up, down)
     out_TD = torch.zeros_like(x_TD)
     for token, (slots, weights) in enumerate(zip(slots_TK.tolist(), weights_TK, strict=True)):
         x = x_TD[token : token + 1]
@@ -218,6 +222,23 @@ def _pair_by_pair(
             gate, up = F.linear(x, gate_up[slot].to(x.dtype)).chunk(2, dim=-1)
             out_TD[token] += F.linear(F.silu(gate) * up * weight, down[slot].to(x.dtype))[0]
     return out_TD
+
+
+def _side_by_side(
+    x_TD: Tensor, slots_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """The same in two products for all pairs: where experts are small, a call takes longer than
+    copying the chosen ones side by side."""
+    slots_P, weights_P, (_, width, inner) = slots_TK.flatten(), weights_TK.flatten(), down.shape
+    first = gate_up.index_select(0, slots_P).to(x_TD.dtype)
+    first = first.view(len(x_TD), slots_TK.shape[1] * 2 * inner, width)
+    second = down.index_select(0, slots_P).to(x_TD.dtype)
+    gate, up = (
+        torch.bmm(x_TD.unsqueeze(1), first.transpose(1, 2)).view(-1, 1, 2 * inner).chunk(2, -1)
+    )
+    active = F.silu(gate) * up * weights_P.to(x_TD.dtype).view(-1, 1, 1)
+    rows = torch.bmm(active, second.transpose(1, 2))
+    return rows.view(*slots_TK.shape, width).sum(1)
 
 
 def weight_of_row(layout: Layout, weights_TK: Tensor, dtype: torch.dtype) -> Tensor:

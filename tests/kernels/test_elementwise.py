@@ -35,6 +35,18 @@ def test_swiglu_equals_reference(dtype: torch.dtype, shape: tuple, generator: to
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_gradients_the_numbers_are_the_same(dtype: torch.dtype, generator: torch.Generator):
+    x, gate, up = (random(generator, 3, 24, dtype=dtype) for _ in range(3))
+    weight = random(generator, 24, dtype=dtype)
+    with torch.no_grad():
+        plain = NORM(x, weight), elementwise.swiglu(gate, up), NORM(x[:, ::2], weight[::2])
+    learning = NORM(x, weight), elementwise.swiglu(gate, up), NORM(x[:, ::2], weight[::2])
+    for without, tensor in zip(plain, learning, strict=True):
+        assert not without.requires_grad
+        assert torch.equal(without, tensor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_float32_weight_serves_activations_of_any_dtype(
     dtype: torch.dtype, generator: torch.Generator
 ):

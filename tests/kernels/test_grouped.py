@@ -8,7 +8,7 @@ import torch
 from kernels.agreement import DTYPES, Work, assert_agree, assert_only_asked, run
 from torch import Tensor
 
-from moesaic.kernels import reference
+from moesaic.kernels import grouped, reference
 from moesaic.kernels.grouped import experts
 
 N_EXPERTS = 12
@@ -97,6 +97,25 @@ def test_experts_equals_reference(
     inputs = random_inputs(slots_TK, hidden, width, dtype, generator)
     fast, exact = sent(experts, slots_TK), sent(reference.experts, slots_TK)
     assert_agree(fast, exact, inputs, generator, dtype)
+
+
+@pytest.mark.parametrize("copied", [0, 1 << 20], ids=["one by one", "side by side"])
+@pytest.mark.parametrize("size", [(0, 16, 8, 3), *SIZES[:3]], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_few_pairs_without_gradients_equal_the_reference(
+    dtype: torch.dtype,
+    size: tuple[int, int, int, int],
+    copied: int,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(grouped, "_COPIED", copied)
+    tokens, hidden, width, chosen = size
+    slots_TK = even(tokens, chosen, generator) if tokens else torch.zeros(0, chosen).long()
+    inputs = [x.detach() for x in random_inputs(slots_TK, hidden, width, dtype, generator)]
+    fast, exact = sent(experts, slots_TK), sent(reference.experts, slots_TK)
+    with torch.no_grad():
+        assert_agree(fast, exact, inputs, generator, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
