@@ -1,15 +1,16 @@
-"""A drafted token, and whether it is kept.
+"""Drafted tokens, and whether they are kept.
 
 Letters: T tokens fed, V vocabulary, B sequences.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moesaic.config.infer import GenerateConfig
-from moesaic.infer.sample import check_finite, distribution, draw
+from moesaic.infer.sample import check_finite, distribution, draw, likeliest
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,16 @@ class Draft:
     """What it was drawn with; None where the likeliest token is taken."""
 
 
-def guess(logits_V: Tensor, config: GenerateConfig, generator: torch.Generator) -> Draft:
-    """Draw a draft as a token is drawn."""
-    check_finite(logits_V)
+def guess(
+    logits_BV: Tensor, config: GenerateConfig, generators: Sequence[torch.Generator]
+) -> list[Draft]:
+    """Draw a draft for every sequence as a token is drawn."""
     if config.temperature == 0:
-        return Draft(int(logits_V.argmax()), None)
-    probs_BV = distribution(logits_V.unsqueeze(0), config)
-    return Draft(int(draw(probs_BV, [generator])), probs_BV[0])
+        return [Draft(token, None) for token in likeliest(logits_BV)]
+    check_finite(logits_BV)
+    probs_BV = distribution(logits_BV, config)
+    tokens = draw(probs_BV, generators).tolist()
+    return [Draft(*drawn) for drawn in zip(tokens, probs_BV, strict=True)]
 
 
 def verify(
@@ -47,10 +51,10 @@ def verify(
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192) section 2.3, algorithm 1.
     """
-    check_finite(logits_TV)
     if draft.probs_V is None:
-        own, after = logits_TV.argmax(dim=-1).tolist()
+        own, after = likeliest(logits_TV)
         return (own, after) if own == draft.token else (own,)
+    check_finite(logits_TV)
     probs_TV = distribution(logits_TV, config)
     probs_V = probs_TV[0]
     uniform = torch.rand(1, dtype=torch.float64, generator=generator, device=generator.device)

@@ -19,9 +19,10 @@ from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Fed, build_decoder
 from moesaic.infer.grammar import Grammar, Grammars, forbid
 from moesaic.infer.load import load_held
+from moesaic.infer.pace import Counts
 from moesaic.infer.prompts import Prompt, encode_prompts
 from moesaic.infer.sample import sample
-from moesaic.infer.speculative import Counts, Speculate, Speculation
+from moesaic.infer.speculative import Speculate, Speculation
 from moesaic.infer.structured import structured_grammar
 from moesaic.infer.text import Ending, Written
 from moesaic.model.transformer import Transformer

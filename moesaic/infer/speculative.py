@@ -3,10 +3,9 @@
 Letters: T tokens fed, D hidden, V vocabulary, B sequences.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from statistics import median
 from time import perf_counter
 from typing import Literal
 
@@ -18,6 +17,7 @@ from moesaic.errors import RequestError
 from moesaic.infer.blocks import Held
 from moesaic.infer.decoder import Decoder, Fed, Found, Known
 from moesaic.infer.draft import Draft, guess, verify
+from moesaic.infer.pace import Counts, Pace
 from moesaic.infer.sample import sample
 
 Speculate = Literal["never", "auto", "always"]
@@ -25,70 +25,6 @@ Speculate = Literal["never", "auto", "always"]
 
 _AT_ONCE = 256
 """Positions of prompts that are fed at a time: the hidden states of all of them are needed."""
-_TRIAL = 16
-"""Passes with drafts, and as many without, before it is judged whether drafts gain time."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What speculation came to in one text."""
-
-    passes: int = 0
-    """Passes through the model after the prompt."""
-    tokens: int = 0
-    """Tokens that they gave."""
-    drafts: int = 0
-    """Drafts that were checked."""
-    accepted: int = 0
-    """Drafts that were kept."""
-
-    @property
-    def acceptance(self) -> float:
-        """Share of the drafts that were kept; 0 without drafts."""
-        return self.accepted / max(1, self.drafts)
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """1 without drafts, 2 where every one is kept."""
-        return self.tokens / max(1, self.passes)
-
-
-@dataclass(slots=True)
-class Pace:
-    """Whether drafts gain time, as measured.
-
-    The first passes are made without a draft and with one in turn. From then on drafts are made as
-    long as the gain is at least 1: tokens per drafted pass, times the median seconds of a plain
-    pass, over the median seconds of a drafted pass and of making its draft. Where reading weights
-    bounds a pass, two tokens read more experts than one, and even a good draft may lose.
-    """
-
-    plain_s: list[float] = field(default_factory=list)
-    drafted_s: list[float] = field(default_factory=list)
-    drafts: int = 0
-    accepted: int = 0
-
-    @property
-    def gain(self) -> float:
-        """Speed with drafts over speed without."""
-        tokens = 1 + self.accepted / max(1, self.drafts)
-        return tokens * median(self.plain_s) / median(self.drafted_s)
-
-    @property
-    def is_trial(self) -> bool:
-        """Whether it is too early to judge."""
-        return min(len(self.plain_s), len(self.drafted_s)) < _TRIAL
-
-    @property
-    def is_plain_turn(self) -> bool:
-        """Whether the next pass is one without drafts."""
-        return self.is_trial and len(self.plain_s) <= len(self.drafted_s)
-
-    def add_drafted(self, seconds: float, accepted: Sequence[int]) -> None:
-        """Count a pass with drafts, and of each draft whether it was accepted, 0 or 1."""
-        self.drafted_s.append(seconds)
-        self.drafts += len(accepted)
-        self.accepted += sum(accepted)
 
 
 class Speculation:
@@ -108,6 +44,7 @@ class Speculation:
         prompts: Sequence[Sequence[int]],
         config: GenerateConfig,
         may_stop: bool,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         """Prepare; nothing is fed yet.
 
@@ -116,6 +53,7 @@ class Speculation:
             prompts: ids of each.
             config: how to draw.
             may_stop: stop drafting where it gains no time. See `Pace`.
+            clock: tells seconds.
 
         Raises:
             RequestError: if the model has no prediction module.
@@ -127,7 +65,7 @@ class Speculation:
             )
         self.pace = Pace()
         self._decoder, self._config = decoder, config
-        self._may_stop, self._is_on = may_stop, True
+        self._may_stop, self._is_on, self._clock = may_stop, True, clock
         self._texts = [
             _Text.begin(decoder, prompt, config, config.seed + place)
             for place, prompt in enumerate(prompts)
@@ -176,14 +114,14 @@ class Speculation:
 
     def _step(self, texts: list["_Text"]) -> list[tuple[int, ...]]:
         """One pass over some texts; the new tokens of each."""
-        start = perf_counter()
+        start = self._clock()
         fed = [Fed(text.held, text.next_ids(self._drafts_now), "all") for text in texts]
         found = self._decoder.feed(fed)
         drawn = [
             text.verify(one.ids, got.logits_TV, self._config)
             for text, one, got in zip(texts, fed, found, strict=True)
         ]
-        plain_s = perf_counter() - start
+        plain_s = self._clock() - start
         if not self._is_on:
             return drawn
         kept = [got.hidden_TD[: len(ids)] for got, ids in zip(found, drawn, strict=True)]
@@ -192,11 +130,10 @@ class Speculation:
             accepted = [
                 len(ids) - 1 for one, ids in zip(fed, drawn, strict=True) if len(one.ids) > 1
             ]
-            self.pace.add_drafted(perf_counter() - start, accepted)
+            self.pace.add_drafted(self._clock() - start, accepted)
         else:
-            self.pace.plain_s.append(plain_s)
-        if self._may_stop and not self.pace.is_trial and self.pace.gain < 1:
-            self._is_on = False
+            self.pace.add_plain(plain_s)
+        self._is_on = not (self._may_stop and self.pace.loses)
         return drawn
 
     @property
@@ -218,8 +155,9 @@ class Speculation:
         ]
         if going:
             logits_BV = self._decoder.draft([known for _, known in going])
-            for (text, _), logits_V in zip(going, logits_BV, strict=True):
-                text.draft = guess(logits_V, self._config, text.generator)
+            drafts = guess(logits_BV, self._config, [text.generator for text, _ in going])
+            for (text, _), draft in zip(going, drafts, strict=True):
+                text.draft = draft
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from moesaic.config.infer import GenerateConfig
 from moesaic.errors import RequestError
-from moesaic.infer.sample import distribution, draw, sample
+from moesaic.infer.sample import distribution, draw, likeliest, sample
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0, -3.0]])
 PLAIN = GenerateConfig(temperature=1.0, top_p=1.0)
@@ -112,3 +112,14 @@ def test_logits_that_are_not_finite_are_refused(wrong: float) -> None:
         "the model's logits are not finite in float32; load it in float32, or run "
         "`moesaic check` on its folder"
     )
+
+
+@given(st.lists(st.lists(st.floats(-20, 20, width=32), min_size=4, max_size=4), min_size=1))
+def test_the_likeliest_token_of_each_row_is_its_first_highest(rows: list[list[float]]) -> None:
+    assert likeliest(torch.tensor(rows)) == [row.index(max(row)) for row in rows]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_the_likeliest_of_logits_that_are_not_finite_is_refused(wrong: float) -> None:
+    with pytest.raises(RequestError, match="not finite in float32"):
+        likeliest(torch.tensor([[1.0, 2.0, 3.0], [1.0, wrong, 3.0]]))

@@ -6,11 +6,11 @@ from itertools import product
 
 import pytest
 import torch
+from infer.echo import echo
 from models import random_ids, random_model
 
 import moesaic
 from moesaic.config.infer import GenerateConfig
-from moesaic.config.model import ModelConfig
 from moesaic.config.presets import get_preset
 from moesaic.errors import RequestError
 from moesaic.infer import speculative
@@ -19,9 +19,8 @@ from moesaic.infer.decoder import CpuDecoder, Decoder, Fed, Known, TorchDecoder
 from moesaic.infer.draft import Draft, verify
 from moesaic.infer.generate import draw_tokens, pool_for
 from moesaic.infer.sample import distribution
-from moesaic.infer.speculative import Pace, Speculation
+from moesaic.infer.speculative import Speculation
 from moesaic.kernels.native.build import library
-from moesaic.model.mtp import PredictionModule
 from moesaic.model.transformer import Transformer
 
 FORMS: dict[str, Callable[..., Decoder]] = {"torch": TorchDecoder, "cpu": CpuDecoder}
@@ -172,32 +171,6 @@ def test_prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch):
     assert texts_of(pieces) == whole
 
 
-def test_drafts_end_where_they_gain_no_time():
-    pace = Pace()
-    for _ in range(40):
-        if pace.is_plain_turn:
-            pace.plain_s.append(1.0)
-        elif pace.is_trial:
-            pace.add_drafted(1.5, [1, 0])
-    assert len(pace.plain_s) == len(pace.drafted_s) == 16
-    assert pace.gain == 1.0
-    pace.add_drafted(1.5, [1])
-    assert pace.gain > 1
-    pace.add_drafted(1.5, [0, 0])
-    assert pace.gain < 1
-
-
-def test_a_text_goes_on_without_drafts_where_they_lose(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Pace, "gain", 0.9)
-    model = random_model(get_preset("tiny-v3")).requires_grad_(False)
-    settings = GenerateConfig(max_new_tokens=100, temperature=0)
-    made = speculation(model, [[1, 2, 3]], settings, may_stop=True)
-    [text] = texts_of(made)
-    plain = zip(*draw_tokens(model, [[1, 2, 3]], settings), strict=True)
-    assert [text] == [list(tokens) for tokens in plain]
-    assert made.counts[0].drafts == 16
-
-
 def test_a_model_without_module_makes_no_drafts():
     model = random_model(get_preset("tiny-v2")).requires_grad_(False)
     with pytest.raises(RequestError) as error:
@@ -208,21 +181,6 @@ def test_a_model_without_module_makes_no_drafts():
     )
     [text] = moesaic.generate(model, [[1]], max_new_tokens=4, speculate="auto")
     assert text.speculation is None
-
-
-def echo(config: ModelConfig) -> Transformer:
-    """A model whose layers add nothing: the likeliest next token is the one it was fed."""
-    model = random_model(config).requires_grad_(False)
-    model.model.embed_tokens.weight.normal_(generator=torch.Generator().manual_seed(0))
-    for name, weight in model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
-            weight.zero_()
-    model.head_weight.copy_(model.model.embed_tokens.weight)
-    module = model.model.layers[config.num_hidden_layers]
-    assert isinstance(module, PredictionModule)
-    module.eh_proj.weight.zero_()
-    module.eh_proj.weight[:, : config.hidden_size] = torch.eye(config.hidden_size)
-    return model
 
 
 def assert_distributed(counts: Counter[int], probs: list[float]) -> None:

@@ -1,0 +1,109 @@
+"""`Pace`: whether drafts gain time, and `Counts`: what they came to."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+_TRIAL = 16
+"""Passes with drafts, and as many without, before it is judged whether drafts gain time."""
+_FEWEST = 4
+"""The same where drafts would lose even if every one of them were right."""
+_AGAIN = 32
+"""Passes with drafts after which one without is timed again: all grow slower as a text grows. The
+latest `_FEWEST` of these are then compared with."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What speculation came to in one text."""
+
+    passes: int = 0
+    """Passes through the model after the prompt."""
+    tokens: int = 0
+    """Tokens that they gave."""
+    drafts: int = 0
+    """Drafts that were checked."""
+    accepted: int = 0
+    """Drafts that were kept."""
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the drafts that were kept; 0 without drafts."""
+        return self.accepted / max(1, self.drafts)
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """1 without drafts, 2 where every one is kept."""
+        return self.tokens / max(1, self.passes)
+
+
+def _latest() -> deque[float]:
+    return deque(maxlen=_TRIAL)
+
+
+@dataclass(slots=True)
+class Pace:
+    """Whether drafts gain time, as measured.
+
+    The first passes are made without a draft and with one in turn. From then on drafts are made as
+    long as the gain is at least 1, and at times a pass is made without one, to know what that takes
+    now. Where reading weights bounds a pass, two tokens read more experts than one, and even a good
+    draft may lose; where a call of the framework takes longer than what it computes, two tokens
+    take hardly longer than one.
+    """
+
+    plain_s: deque[float] = field(default_factory=_latest)
+    """Seconds of the latest passes without drafts."""
+    drafted_s: deque[float] = field(default_factory=_latest)
+    """Seconds of the latest passes with drafts, and of making the next drafts."""
+    tried: tuple[int, int] = (0, 0)
+    """Passes without drafts, and with them, so far."""
+    since_plain: int = 0
+    """Passes with drafts after the latest one without."""
+    drafts: int = 0
+    accepted: int = 0
+
+    @property
+    def cost(self) -> float:
+        """Median time of a pass with drafts over that of one without."""
+        return median(self.drafted_s) / median(self.plain_s)
+
+    @property
+    def gain(self) -> float:
+        """Speed with drafts over speed without: tokens of a pass with drafts over its cost."""
+        return (1 + self.accepted / max(1, self.drafts)) / self.cost
+
+    @property
+    def loses(self) -> bool:
+        """Whether it is known that drafts gain no time."""
+        if self.is_trial:
+            return min(self.tried) >= _FEWEST and self.cost > 2
+        return self.gain < 1
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is too early to judge."""
+        return min(self.tried) < _TRIAL
+
+    @property
+    def is_plain_turn(self) -> bool:
+        """Whether the next pass is one without drafts."""
+        if self.is_trial:
+            return self.tried[0] <= self.tried[1]
+        return self.since_plain >= _AGAIN
+
+    def add_plain(self, seconds: float) -> None:
+        """Count a pass without drafts."""
+        while not self.is_trial and len(self.plain_s) >= _FEWEST:
+            self.plain_s.popleft()
+        self.plain_s.append(seconds)
+        self.tried, self.since_plain = (self.tried[0] + 1, self.tried[1]), 0
+
+    def add_drafted(self, seconds: float, accepted: Sequence[int]) -> None:
+        """Count a pass with drafts, and of each draft whether it was accepted, 0 or 1."""
+        self.drafted_s.append(seconds)
+        self.tried = self.tried[0], self.tried[1] + 1
+        self.drafts += len(accepted)
+        self.accepted += sum(accepted)
+        self.since_plain += 1
