@@ -56,7 +56,8 @@ def chat(
 
     Settings of --set: system, context, chat_template (deepseek-v2, deepseek-v3 or deepseek-r1,
     where the folder has none), dtype, device, form (int8 or int4 on a CPU), memory (most bytes
-    of weights, as 8GiB: experts that do not fit are read when they are chosen), top_k, stop.
+    of weights, as 8GiB: experts that do not fit are read when they are chosen), speculate
+    (always or auto: the model's prediction module drafts tokens), top_k, stop.
     '''
     from moesaic.config.load import parse_changes
     from moesaic.infer.chat import Conversation

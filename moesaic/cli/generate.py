@@ -63,8 +63,9 @@ def generate(
     beside it the experts that are used most. A line on the standard error tells how that went.
 
     Further settings of --set: top_p, top_k, stop (texts before which to stop), dtype (float32,
-    bfloat16 or float16), device (cpu, cuda, …) and form (int8 or int4 hold the weights in
-    fewer bits; on a CPU).
+    bfloat16 or float16), device (cpu, cuda, …), form (int8 or int4 hold the weights in fewer
+    bits; on a CPU), and speculate (always or auto: the model's prediction module drafts tokens,
+    always or as long as that is measured to be faster).
     """
     from moesaic.config.load import parse_changes
     from moesaic.data.tokenizer import Tokenizer
@@ -80,7 +81,8 @@ def generate(
     model = load_held(folder, config.dtype, config.device, config.form, config.memory)
     drawn = config.model_dump(include=set(GenerateConfig.model_fields))
     show = _print_json if as_json else _print_text
-    show(model, text, tokenizer, {**drawn, "structured_outputs": grammar})
+    further = {"structured_outputs": grammar, "speculate": config.speculate}
+    show(model, text, tokenizer, {**drawn, **further})
     cache = cache_of(model)
     if cache is not None and not as_json:
         print(cache.told(), file=sys.stderr)

@@ -7,6 +7,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from moesaic.config.memory import Memory
 from moesaic.config.settings import Settings
 
+Speculate = Literal["never", "auto", "always"]
+"""Whether a prediction module drafts tokens: ``auto`` stops where that gains no time."""
+
 
 class GenerateConfig(Settings):
     """How long to go on, which tokens may be drawn, and where to stop."""
@@ -38,6 +41,10 @@ class HeldConfig(GenerateConfig):
     memory: Memory | None = None
     """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. None
     holds all."""
+    speculate: Speculate = "never"
+    """Whether the model's prediction module drafts tokens, which the model then checks two in a
+    pass: always, never, or as long as that is measured to be faster. What is likely stays as it is,
+    but a seed gives other tokens."""
 
 
 class TextConfig(HeldConfig):

@@ -16,7 +16,9 @@ from moesaic.errors import DataError, RequestError
 from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Decoder, Fed, build_decoder
 from moesaic.infer.load import load_held
+from moesaic.infer.pace import Pace
 from moesaic.infer.sample import sample
+from moesaic.infer.speculative import Speculation
 from moesaic.infer.text import Written
 from moesaic.model.build import torch_dtype
 
@@ -50,6 +52,11 @@ class Conversation:
         self._decoder, self._template, self._config = decoder, template, config
         self._held = Held(decoder.pool)
         self._seen: list[int] = []
+        has_module = decoder.model.config.num_nextn_predict_layers > 0
+        self._pace = Pace(may_stop=config.speculate == "auto")
+        """Of drafts, over all answers."""
+        self._n_ahead = 0
+        self._pace.is_on = config.speculate == "always" or (self._pace.may_stop and has_module)
 
     @classmethod
     def load(cls, folder: Path | str, config: ChatConfig) -> Self:
@@ -119,6 +126,9 @@ class Conversation:
         self, ids: Sequence[int], written: Written, turn: int, stopped: Callable[[], bool]
     ) -> Iterator[str]:
         """Read a prompt, then write until an end, or until stopped."""
+        if self._pace.is_on:
+            yield from self._drafted_pieces(ids, written, turn, stopped)
+            return
         generator = torch.Generator().manual_seed(self._config.seed + turn)
         self._cut(ids)
         fed = tuple(ids[len(self._seen) :])
@@ -136,10 +146,41 @@ class Conversation:
         if written.ending is None and written.stream:
             yield written.stream.finish()
 
-    def _cut(self, ids: Sequence[int]) -> None:
-        """Keep of the cache what a prompt begins with; its last token is always read."""
+    def _drafted_pieces(
+        self, ids: Sequence[int], written: Written, turn: int, stopped: Callable[[], bool]
+    ) -> Iterator[str]:
+        """The same with drafts."""
+        self._cut(ids, self._n_ahead)
+        new, drawn = ids[len(self._seen) :], list[int]()
+        self.n_read = len(new)
+        config = self._config.changed(seed=self._config.seed + turn, max_new_tokens=written.room)
+        speculation = Speculation(self._decoder, [new], config, self._pace, [self._held])
+        passes = speculation.draw()
+        try:
+            while written.ending is None and not stopped():
+                [tokens] = next(passes)
+                drawn += tokens
+                for token in tokens:
+                    if written.ending is None:
+                        yield written.add(token)
+        finally:
+            self._seen = [*ids, *drawn][: self._held.length]
+            [self._n_ahead] = speculation.n_ahead
+        if written.ending is None and written.stream:
+            yield written.stream.finish()
+
+    def _cut(self, ids: Sequence[int], n_ahead: int | None = None) -> None:
+        """Keep of the cache what a prompt begins with; its last token is always read.
+
+        Args:
+            ids: of the prompt.
+            n_ahead: positions that the prediction module has, if it is to go on, too: each was read
+                with the token after it.
+        """
         pairs = zip(self._seen, ids[:-1], strict=False)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if n_ahead is not None:
+            same = max(0, min(same - 1, n_ahead))
         self._held.cut(same)
         del self._seen[same:]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moesaic.config.infer import GenerateConfig
+from moesaic.config.infer import GenerateConfig, Speculate
 from moesaic.config.model import ModelConfig
 from moesaic.config.published import read_config
 from moesaic.data.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -19,10 +19,10 @@ from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Fed, build_decoder
 from moesaic.infer.grammar import Grammar, Grammars, forbid
 from moesaic.infer.load import load_held
-from moesaic.infer.pace import Counts
+from moesaic.infer.pace import Counts, Pace
 from moesaic.infer.prompts import Prompt, encode_prompts
 from moesaic.infer.sample import sample
-from moesaic.infer.speculative import Speculate, Speculation
+from moesaic.infer.speculative import Speculation
 from moesaic.infer.structured import structured_grammar
 from moesaic.infer.text import Ending, Written
 from moesaic.model.transformer import Transformer
@@ -180,7 +180,7 @@ class _Request:
             )
         pool = pool_for(self.model, [len(row) + self.config.max_new_tokens for row in self.rows])
         decoder = build_decoder(self.model, pool)
-        return Speculation(decoder, self.rows, self.config, may_stop=speculate == "auto")
+        return Speculation(decoder, self.rows, self.config, Pace(may_stop=speculate == "auto"))
 
     def pieces(self, speculation: Speculation | None) -> Iterator[Piece]:
         """Pieces of all texts in the order of their tokens, until every text has ended."""

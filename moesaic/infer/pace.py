@@ -1,13 +1,14 @@
 """`Pace`: whether drafts gain time, and `Counts`: what they came to."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from time import perf_counter
 
 _TRIAL = 16
 """Passes with drafts, and as many without, before it is judged whether drafts gain time."""
-_FEWEST = 4
+_FEWEST = 3
 """The same where drafts would lose even if every one of them were right."""
 _AGAIN = 32
 """Passes with drafts after which one without is timed again: all grow slower as a text grows. The
@@ -53,6 +54,12 @@ class Pace:
     take hardly longer than one.
     """
 
+    may_stop: bool
+    """Whether drafts end where they gain no time; without it every pass is one with drafts."""
+    clock: Callable[[], float] = perf_counter
+    """Tells seconds."""
+    is_on: bool = True
+    """Whether there are drafts still."""
     plain_s: deque[float] = field(default_factory=_latest)
     """Seconds of the latest passes without drafts."""
     drafted_s: deque[float] = field(default_factory=_latest)
@@ -89,6 +96,8 @@ class Pace:
     @property
     def is_plain_turn(self) -> bool:
         """Whether the next pass is one without drafts."""
+        if not (self.is_on and self.may_stop):
+            return not self.is_on
         if self.is_trial:
             return self.tried[0] <= self.tried[1]
         return self.since_plain >= _AGAIN
@@ -99,6 +108,7 @@ class Pace:
             self.plain_s.popleft()
         self.plain_s.append(seconds)
         self.tried, self.since_plain = (self.tried[0] + 1, self.tried[1]), 0
+        self._judge()
 
     def add_drafted(self, seconds: float, accepted: Sequence[int]) -> None:
         """Count a pass with drafts, and of each draft whether it was accepted, 0 or 1."""
@@ -107,3 +117,7 @@ class Pace:
         self.drafts += len(accepted)
         self.accepted += sum(accepted)
         self.since_plain += 1
+        self._judge()
+
+    def _judge(self) -> None:
+        self.is_on = self.is_on and not (self.may_stop and self.loses)

@@ -3,11 +3,9 @@
 Letters: T tokens fed, D hidden, V vocabulary, B sequences.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from time import perf_counter
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +18,6 @@ from moesaic.infer.draft import Draft, guess, verify
 from moesaic.infer.pace import Counts, Pace
 from moesaic.infer.sample import sample
 
-Speculate = Literal["never", "auto", "always"]
-"""Whether to draft: ``auto`` stops where it gains no time. See `Pace`."""
-
 _AT_ONCE = 256
 """Positions of prompts that are fed at a time: the hidden states of all of them are needed."""
 
@@ -31,7 +26,7 @@ class Speculation:
     """Draws the tokens that follow some prompts, up to two of each in a pass.
 
     Without temperature the tokens are the model's own, one by one. With it, they are distributed as
-    the model's own, and a seed gives the same ones again unless ``may_stop`` lets the clock decide
+    the model's own, and a seed gives the same ones again unless the pace lets the clock decide
     where drafts end.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192) algorithm 1, with one draft; drafts by
@@ -43,8 +38,8 @@ class Speculation:
         decoder: Decoder,
         prompts: Sequence[Sequence[int]],
         config: GenerateConfig,
-        may_stop: bool,
-        clock: Callable[[], float] = perf_counter,
+        pace: Pace,
+        held: Sequence[Held] | None = None,
     ) -> None:
         """Prepare; nothing is fed yet.
 
@@ -52,8 +47,9 @@ class Speculation:
             decoder: its pool has room for the prompts and all that is drawn.
             prompts: ids of each.
             config: how to draw.
-            may_stop: stop drafting where it gains no time. See `Pace`.
-            clock: tells seconds.
+            pace: whether drafts end where they gain no time; it may have seen other texts.
+            held: what is held of each text before its prompt, of the model and of its prediction
+                module alike; None where that is nothing.
 
         Raises:
             RequestError: if the model has no prediction module.
@@ -63,12 +59,13 @@ class Speculation:
                 "the model has no prediction module (num_nextn_predict_layers=0), which makes "
                 "drafts; generate without speculation"
             )
-        self.pace = Pace()
+        self.pace = pace
         self._decoder, self._config = decoder, config
-        self._may_stop, self._is_on, self._clock = may_stop, True, clock
         self._texts = [
-            _Text.begin(decoder, prompt, config, config.seed + place)
-            for place, prompt in enumerate(prompts)
+            _Text.begin(before, prompt, config, config.seed + place)
+            for place, (before, prompt) in enumerate(
+                zip(held or [Held(decoder.pool) for _ in prompts], prompts, strict=True)
+            )
         ]
 
     @property
@@ -76,25 +73,30 @@ class Speculation:
         """Of each text, so far."""
         return [text.counts for text in self._texts]
 
+    @property
+    def n_ahead(self) -> list[int]:
+        """Positions of each text that the prediction module has read."""
+        return [text.ahead.length for text in self._texts]
+
     def draw(self) -> Iterator[list[tuple[int, ...]]]:
-        """New tokens of every text, pass by pass; none of a text that has all of them."""
-        self._read_prompts()
+        """New tokens of every text, pass by pass; none of a text that has all of them, and none
+        while prompts are read."""
+        yield from self._read_prompts()
         yield [(text.token,) for text in self._texts]
         while any(goes_on := [text.left > 0 for text in self._texts]):
             drawn = iter(self._step(list(compress(self._texts, goes_on))))
             yield [next(drawn) if more else () for more in goes_on]
 
-    def _read_prompts(self) -> None:
-        """Feed all prompts in pieces, to the model and to its prediction module."""
+    def _read_prompts(self) -> Iterator[list[tuple[int, ...]]]:
+        """Feed all prompts in pieces, to the model and to its prediction module, and draw."""
         texts = self._texts
         most = max(1, _AT_ONCE // len(texts))
         last: dict[int, Found] = {}
         for start in range(0, max(len(text.prompt) for text in texts), most):
+            if start:
+                yield [() for _ in texts]
             some = [text for text in texts if len(text.prompt) > start]
-            parts = [tuple(text.prompt[start : start + most]) for text in some]
-            found = self._decoder.feed(
-                [Fed(text.held, part, "all") for text, part in zip(some, parts, strict=True)]
-            )
+            found = self._decoder.feed([text.part(start, most) for text in some])
             last.update((id(text), got) for text, got in zip(some, found, strict=True))
             known = [
                 Known(text.ahead, after, got.hidden_TD[: len(after)])
@@ -114,15 +116,15 @@ class Speculation:
 
     def _step(self, texts: list["_Text"]) -> list[tuple[int, ...]]:
         """One pass over some texts; the new tokens of each."""
-        start = self._clock()
-        fed = [Fed(text.held, text.next_ids(self._drafts_now), "all") for text in texts]
+        start, with_drafts = self.pace.clock(), not self.pace.is_plain_turn
+        fed = [Fed(text.held, text.next_ids(with_drafts), "all") for text in texts]
         found = self._decoder.feed(fed)
         drawn = [
             text.verify(one.ids, got.logits_TV, self._config)
             for text, one, got in zip(texts, fed, found, strict=True)
         ]
-        plain_s = self._clock() - start
-        if not self._is_on:
+        plain_s = self.pace.clock() - start
+        if not self.pace.is_on:
             return drawn
         kept = [got.hidden_TD[: len(ids)] for got, ids in zip(found, drawn, strict=True)]
         self._draft(texts, drawn, kept)
@@ -130,16 +132,10 @@ class Speculation:
             accepted = [
                 len(ids) - 1 for one, ids in zip(fed, drawn, strict=True) if len(one.ids) > 1
             ]
-            self.pace.add_drafted(self._clock() - start, accepted)
+            self.pace.add_drafted(self.pace.clock() - start, accepted)
         else:
             self.pace.add_plain(plain_s)
-        self._is_on = not (self._may_stop and self.pace.loses)
         return drawn
-
-    @property
-    def _drafts_now(self) -> bool:
-        """Whether the next pass is one with drafts."""
-        return self._is_on and not (self._may_stop and self.pace.is_plain_turn)
 
     def _draft(
         self,
@@ -178,13 +174,15 @@ class _Text:
     counts: Counts = field(default_factory=Counts)
 
     @classmethod
-    def begin(
-        cls, decoder: Decoder, prompt: Sequence[int], config: GenerateConfig, seed: int
-    ) -> "_Text":
-        held = Held(decoder.pool)
+    def begin(cls, held: Held, prompt: Sequence[int], config: GenerateConfig, seed: int) -> "_Text":
         generator = torch.Generator().manual_seed(seed)
-        ahead = Held(decoder.pool, held.blocks)
+        ahead = Held(held.pool, held.blocks, held.length)
         return cls(prompt, held, ahead, generator, config.max_new_tokens)
+
+    def part(self, start: int, most: int) -> Fed:
+        """What to feed of the prompt: logits are asked for with its end alone."""
+        ids = tuple(self.prompt[start : start + most])
+        return Fed(self.held, ids, "hidden" if start + most < len(self.prompt) else "all")
 
     def next_ids(self, with_draft: bool) -> tuple[int, ...]:
         """What to feed."""

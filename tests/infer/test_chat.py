@@ -80,6 +80,51 @@ def test_after_a_reset_the_first_answer_comes_again(model: Transformer, tokenize
     assert say(conversation, "one") == first
 
 
+@pytest.mark.parametrize("speculate", ["always", "auto"])
+def test_with_drafts_the_likeliest_answers_are_the_same(
+    speculate: str, model: Transformer, tokenizer: Tokenizer
+):
+    said = []
+    for way in ("never", speculate):
+        conversation = begin(model, tokenizer, temperature=0, max_new_tokens=9, speculate=way)
+        said.append([say(conversation, text) for text in ("one", "two")])
+        conversation.system = "five"
+        said[-1].append(say(conversation, "one"))
+    assert said[0] == said[1]
+
+
+def test_with_drafts_a_turn_reads_only_what_is_new(tokenizer: Tokenizer, model: Transformer):
+    """And some tokens of the answer before: the prediction module is behind by those."""
+    conversation = begin(model, tokenizer, max_new_tokens=8, speculate="always")
+    said = say(conversation, "one two three four five")
+    say(conversation, "one")
+    new = len(tokenizer.encode(said + ",")) + len(tokenizer.encode("user:one,assistant:"))
+    assert conversation.n_read <= new + 3
+
+
+def test_with_drafts_a_stopped_answer_stays_as_far_as_it_went(
+    model: Transformer, tokenizer: Tokenizer
+):
+    conversation = begin(model, tokenizer, temperature=0, max_new_tokens=20, speculate="always")
+    looks = iter([False, False, False, True])
+    said = "".join(conversation.answer("one", lambda: next(looks)))
+    plain = begin(model, tokenizer, temperature=0, max_new_tokens=20)
+    assert say(plain, "one").startswith(said[:1])
+    plain.turns[1] = {"role": "assistant", "content": said}
+    assert say(conversation, "two") == say(plain, "two")
+
+
+def test_drafts_that_lost_in_one_answer_are_not_made_in_the_next(
+    model: Transformer, tokenizer: Tokenizer
+):
+    conversation = begin(model, tokenizer, speculate="auto")
+    for _ in range(3):
+        conversation._pace.add_plain(1.0)
+        conversation._pace.add_drafted(2.5, [1])
+    assert not conversation._pace.is_on
+    assert say(conversation, "one") == alone(model, tokenizer, 0, "one")
+
+
 def test_a_stopped_answer_stays_as_far_as_it_went(model: Transformer, tokenizer: Tokenizer):
     conversation = begin(model, tokenizer)
     looks = iter([False, False, False, True])

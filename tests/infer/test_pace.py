@@ -55,7 +55,7 @@ def write(model: Transformer, two_s: float, draft_s: float) -> tuple[Speculation
     """A text after [3, 1], where a pass of one token takes a second."""
     pool = pool_for(model, [2 + GREEDY.max_new_tokens])
     decoder = Clocked(TorchDecoder(model, pool), (1.0, two_s), draft_s)
-    made = Speculation(decoder, [[3, 1]], GREEDY, may_stop=True, clock=lambda: decoder.now)
+    made = Speculation(decoder, [[3, 1]], GREEDY, Pace(True, lambda: decoder.now))
     text = [token for [tokens] in made.draw() for token in tokens]
     assert text == [token for [token] in draw_tokens(model, [[3, 1]], GREEDY)]
     return made, decoder
@@ -66,8 +66,8 @@ def write(model: Transformer, two_s: float, draft_s: float) -> tuple[Speculation
     [
         (1.1, 0.1, 51),  # 2 tokens for 1.2 s; 17 passes without, to know what these take
         (1.6, 0.3, 51),
-        (1.5, 0.6, 4),  # more than twice as long: that is seen at once
-        (4.0, 0.0, 4),
+        (1.5, 0.6, 3),  # more than twice as long: that is seen at once
+        (4.0, 0.0, 3),
     ],
 )
 def test_right_drafts_go_on_where_they_cost_less_than_a_second_pass(
@@ -89,12 +89,12 @@ def test_wrong_drafts_end_after_the_trial():
 def test_a_draft_that_is_never_made_costs_nothing():
     """Once drafts have ended a pass is one of a single token, and nothing else."""
     _, decoder = write(echo(TINY), 1.5, 0.6)
-    plain_s, drafts = decoder.fed[1:].count(1) * 1.0, 2 + 4 + 4
-    assert decoder.now <= 1.5 + plain_s + 4 * 1.5 + drafts * 0.6
+    plain_s, drafts = decoder.fed[1:].count(1) * 1.0, 2 + 3 + 3
+    assert decoder.now <= 1.5 + plain_s + 3 * 1.5 + drafts * 0.6
 
 
 def test_the_gain_is_tokens_per_pass_over_what_the_pass_costs():
-    pace = Pace()
+    pace = Pace(may_stop=True)
     for _ in range(40):
         if pace.is_plain_turn:
             pace.add_plain(1.0)
@@ -109,7 +109,7 @@ def test_the_gain_is_tokens_per_pass_over_what_the_pass_costs():
 
 def test_a_pass_without_drafts_is_timed_again_as_the_text_grows():
     """Both kinds take longer after a long text: the comparison is between passes of now."""
-    pace = Pace()
+    pace = Pace(may_stop=True)
     for step in range(4000):
         length_s = 1 + step / 1000
         if pace.is_plain_turn:
@@ -125,7 +125,7 @@ def test_a_sampled_text_ends_drafts_too():
     pool = pool_for(model, [130])
     decoder = Clocked(TorchDecoder(model, pool), (1.0, 3.0), 0.5)
     settings = GREEDY.changed(temperature=1.0, top_p=1.0)
-    made = Speculation(decoder, [[3, 1]], settings, may_stop=True, clock=lambda: decoder.now)
+    made = Speculation(decoder, [[3, 1]], settings, Pace(True, lambda: decoder.now))
     assert sum(len(tokens) for [tokens] in made.draw()) == 120
-    assert made.counts[0].drafts == 4
+    assert made.counts[0].drafts == 3
     assert torch.isfinite(torch.tensor(made.pace.gain))

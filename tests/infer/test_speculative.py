@@ -18,6 +18,7 @@ from moesaic.infer.blocks import BlockPool, Held
 from moesaic.infer.decoder import CpuDecoder, Decoder, Fed, Known, TorchDecoder
 from moesaic.infer.draft import Draft, verify
 from moesaic.infer.generate import draw_tokens, pool_for
+from moesaic.infer.pace import Pace
 from moesaic.infer.sample import distribution
 from moesaic.infer.speculative import Speculation
 from moesaic.kernels.native.build import library
@@ -38,10 +39,9 @@ def speculation(
     prompts: list[list[int]],
     config: GenerateConfig,
     build: Callable[..., Decoder] = TorchDecoder,
-    may_stop: bool = False,
 ) -> Speculation:
     pool = pool_for(model, [len(prompt) + config.max_new_tokens for prompt in prompts])
-    return Speculation(build(model, pool), prompts, config, may_stop)
+    return Speculation(build(model, pool), prompts, config, Pace(may_stop=False))
 
 
 def texts_of(made: Speculation) -> list[list[int]]:
@@ -155,7 +155,7 @@ def test_blocks_beyond_the_text_are_given_back(build: Callable[..., Decoder]):
     model = random_model(get_preset("tiny-v3")).requires_grad_(False)
     pool = BlockPool(model.config, 12, block=2, dtype=torch.float32)
     settings = GenerateConfig(max_new_tokens=20, temperature=0)
-    made = Speculation(build(model, pool), [[1, 2, 3]], settings, may_stop=False)
+    made = Speculation(build(model, pool), [[1, 2, 3]], settings, Pace(may_stop=False))
     [text] = texts_of(made)
     assert len(text) == 20
     assert pool.n_free == 1  # 22 positions were fed: of the last token none
