@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import random_ids, random_model
+from models import random_model
 
 from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.quantise import Form, quantise_folder
