@@ -5,7 +5,7 @@ Letters: T tokens fed, D hidden, V vocabulary, B sequences, S positions fed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Literal, Protocol
 
 import torch
@@ -200,10 +200,9 @@ class CpuDecoder:
         ends = list(accumulate(len(one.ids) for one in fed))
         asked = [range(end - _count(one), end) for one, end in zip(fed, ends, strict=True)]
         scored = [part[: _count_scored(one)] for one, part in zip(fed, asked, strict=True)]
-        wanted = [place for part in scored for place in part]
-        logits, hidden = self._native.step(ids, owners, wanted)
-        split = zip(logits.split(list(map(len, scored))), asked, strict=True)
-        return [Found(found, hidden[part.start : part.stop]) for found, part in split]
+        logits, hidden = self._native.step(ids, owners, [*chain(*scored)])
+        each = zip(accumulate(map(len, scored)), scored, asked, strict=True)
+        return [Found(logits[n - len(few) : n], hidden[of.start : of.stop]) for n, few, of in each]
 
     @torch.inference_mode()
     def draft(self, known: Sequence[Known]) -> Tensor:

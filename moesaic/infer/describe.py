@@ -53,6 +53,7 @@ class Description:
             layers=layers,
             cosines=cosines,
             sines=sines,
+            embedding=self._rows(as_rows(model.model.embed_tokens.weight, "weights")),
             head=self._matrix(model.lm_head or model.model.embed_tokens),
             **_sizes(config, gates[0] if gates else None),
             cache_format=FLOAT_FORMATS[pool.dtype],

@@ -3,16 +3,18 @@
 Letters: T tokens fed, D hidden, V vocabulary.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from ctypes import pointer
+from ctypes import byref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held
 from moesaic.infer.describe import Description, most_tokens
 from moesaic.infer.expert_load import ExpertLoad
@@ -59,6 +61,7 @@ class NativeDecoder:
         need = None if self._experts is None else NEED(self._need)
         self._description = Description(model, pool, form, need)
         self._most = most_tokens(model, self._library.moesaic_most_tokens())
+        self._norm = _floats(model.model.norm.weight)
 
     def step(
         self, ids: Sequence[int], owners: Sequence[Held], wanted: Sequence[int] | None = None
@@ -73,10 +76,13 @@ class NativeDecoder:
         Returns:
             Logits float32 [wanted, V], and the normed hidden states float32 [T, D].
         """
-        x_TD = self.model.model.embed_tokens.weight.detach()[list(ids)].float()
-        depth = self.model.config.num_hidden_layers
-        norm = self.model.model.norm.weight
-        return self.run(x_TD, owners, range(depth), norm, wanted)
+        config = self.model.config
+        unknown = [token for token in ids if not 0 <= token < config.vocab_size]
+        if unknown:
+            raise RequestError(f"token {unknown[0]} is not one of the {config.vocab_size} tokens")
+        x_TD = torch.empty(len(ids), config.hidden_size)
+        depth = range(config.num_hidden_layers)
+        return self._run(x_TD, owners, depth, self._norm, wanted, ids=array("i", ids))
 
     def draft(
         self,
@@ -100,16 +106,17 @@ class NativeDecoder:
         x_TD = module.join(previous_TD.to(embedded_TD.dtype), embedded_TD).float()
         norm = module.shared_head["norm"]
         assert isinstance(norm, RMSNorm)
-        return self.run(x_TD, owners, range(depth, depth + 1), norm.weight, wanted)[0]
+        layers = range(depth, depth + 1)
+        return self._run(x_TD, owners, layers, _floats(norm.weight), wanted)[0]
 
-    def run(
+    def _run(
         self,
         x_TD: Tensor,
         owners: Sequence[Held],
         layers: range,
         norm: Tensor,
         wanted: Sequence[int] | None = None,
-        advance: bool = True,
+        ids: "array[int] | None" = None,
     ) -> tuple[Tensor, Tensor]:
         """Some layers, a norm and the head. See `step`.
 
@@ -120,51 +127,52 @@ class NativeDecoder:
             x_TD: float32, the input of the first layer; it is overwritten by the hidden states.
             owners: the sequence of each token.
             layers: which.
-            norm: weight of the last norm.
+            norm: weight of the last norm, float32.
             wanted: tokens whose logits are asked for.
-            advance: whether the sequences count the tokens as held afterwards.
+            ids: of the tokens, whose embeddings are the input; None: it is there.
 
         Raises:
             CheckpointError: if an expert cannot be read; nothing counts as held then.
         """
-        assert x_TD.is_contiguous()
-        assert x_TD.dtype == torch.float32
         asked = range(len(owners)) if wanted is None else wanted
-        pieces = list(_Piece.of(owners, asked, self._most))
-        weight = norm.detach().float().contiguous()
-        if len(pieces) > 1:
+        pieces = list(_Piece.of(ids, owners, asked, self._most))
+        if len(pieces) == 1:
+            logits = self._pass(x_TD, pieces[0], layers, norm)
+        else:
             for layer in layers:
                 for piece in pieces:
                     self._pass(x_TD, piece, range(layer, layer + 1), None)
-            layers = range(layers.stop, layers.stop)
-        logits = torch.cat([self._pass(x_TD, piece, layers, weight) for piece in pieces])
-        if advance:
-            for owner in owners:
-                owner.length += 1
+            after = range(layers.stop, layers.stop)
+            logits = torch.cat([self._pass(x_TD, piece, after, norm) for piece in pieces])
+        for owner in owners:
+            owner.length += 1
         return logits, x_TD
 
     def _pass(self, x_TD: Tensor, piece: "_Piece", layers: range, norm: Tensor | None) -> Tensor:
         """One call; logits of the tokens that are asked for, if there is a norm."""
+        assert x_TD.dtype == torch.float32
         model, asked = self._description.model, piece.asked if norm is not None else _NOTHING
         logits = torch.empty(len(asked), model.head.rows)
         n_tokens, chosen_LTK = len(piece.positions), None
         if self._load is not None and model.chosen:
             chosen_LTK = torch.empty(len(layers), n_tokens, model.chosen, dtype=torch.int32)
+        ids = piece.ids if layers.start == 0 else None
+        numbers = (ids, piece.positions, piece.rows, piece.tables, asked)
         told = Pass(
-            *(each.data_ptr() for each in (piece.positions, piece.rows, piece.tables, asked)),
+            *(None if each is None else each.buffer_info()[0] for each in numbers),
             None if norm is None else norm.data_ptr(),
-            x_TD[piece.start :].data_ptr(),
+            x_TD.data_ptr() + piece.start * x_TD.stride(0) * x_TD.element_size(),
             logits.data_ptr(),
             None if chosen_LTK is None else chosen_LTK.data_ptr(),
             n_tokens,
             len(asked),
-            piece.tables.shape[1],
+            piece.widest,
             layers.start,
             layers.stop,
             torch.get_num_threads(),
         )
         with nullcontext() if self._experts is None else self._experts.lock:
-            failed = self._library.moesaic_pass(pointer(model), pointer(told))
+            failed = self._library.moesaic_pass(byref(model), byref(told))
         if failed:
             error, self._error = self._error, None
             assert error is not None
@@ -184,44 +192,70 @@ class NativeDecoder:
         return 0
 
 
-_NOTHING = torch.empty(0, dtype=torch.int32)
+_NOTHING = array("i")
+
+
+def _floats(weight: Tensor) -> Tensor:
+    return weight.detach().float().contiguous()
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Tokens of one call."""
+    """Tokens of one call, in arrays of 32-bit integers: making tensors takes longer."""
 
     start: int
     """Which the first is."""
-    tables: Tensor
-    """Blocks of each sequence, int32."""
-    rows: Tensor
-    """Of each token its sequence's row of the tables, int32."""
-    positions: Tensor
-    """Of each token, int32."""
-    asked: Tensor
-    """Tokens whose logits are asked for, counted in the piece, int32."""
+    ids: "array[int] | None"
+    """Of each token, if they are known."""
+    tables: "array[int]"
+    """Blocks of each sequence, one row after the other."""
+    widest: int
+    """Blocks in a row of the tables."""
+    rows: "array[int]"
+    """Of each token its sequence's row of the tables."""
+    positions: "array[int]"
+    """Of each token."""
+    asked: "array[int]"
+    """Tokens whose logits are asked for, counted in the piece."""
 
     @classmethod
-    def of(cls, owners: Sequence[Held], asked: Sequence[int], most: int) -> Iterator["_Piece"]:
+    def of(
+        cls,
+        ids: "array[int] | None",
+        owners: Sequence[Held],
+        asked: Sequence[int],
+        most: int,
+    ) -> Iterator["_Piece"]:
         """All tokens in pieces."""
-        tables, rows, positions = _placed(owners)
+        tables, widest, rows, positions = _placed(owners)
         for start in range(0, len(owners), most):
-            inside = [i - start for i in asked if start <= i < start + most]
-            parts = (each[start : start + most] for each in (rows, positions))
-            numbers = (torch.tensor(each, dtype=torch.int32) for each in (*parts, inside))
-            yield cls(start, tables, *numbers)
+            stop = start + most
+            inside = array("i", [i - start for i in asked if start <= i < stop])
+            yield cls(
+                start,
+                None if ids is None else ids[start:stop],
+                tables,
+                widest,
+                rows[start:stop],
+                positions[start:stop],
+                inside,
+            )
 
 
-def _placed(owners: Sequence[Held]) -> tuple[Tensor, list[int], list[int]]:
-    """Block tables int32, each token's row of them, and its position."""
-    distinct = list({id(owner): owner for owner in owners}.values())
-    row_of = {id(owner): row for row, owner in enumerate(distinct)}
-    widest = max(len(owner.blocks) for owner in distinct)
-    rows = [owner.blocks + [0] * (widest - len(owner.blocks)) for owner in distinct]
-    fed = dict.fromkeys(row_of, 0)
-    positions = []
+def _placed(owners: Sequence[Held]) -> "tuple[array[int], int, array[int], array[int]]":
+    """Block tables and the blocks in a row of them, each token's row, and its position."""
+    distinct = {id(owner): owner for owner in owners}
+    row_of = {key: row for row, key in enumerate(distinct)}
+    widest = max(len(owner.blocks) for owner in distinct.values())
+    tables = array("i")
+    for owner in distinct.values():
+        tables.extend(owner.blocks)
+        tables.extend([0] * (widest - len(owner.blocks)))
+    next_of = {key: owner.length for key, owner in distinct.items()}
+    rows, positions = array("i"), array("i")
     for owner in owners:
-        positions.append(owner.length + fed[id(owner)])
-        fed[id(owner)] += 1
-    return torch.tensor(rows, dtype=torch.int32), [row_of[id(o)] for o in owners], positions
+        key = id(owner)
+        rows.append(row_of[key])
+        positions.append(next_of[key])
+        next_of[key] += 1
+    return tables, widest, rows, positions

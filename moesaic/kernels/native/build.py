@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 _COMPILED = ("decode.cpp", "rows.cpp")
-_HEADERS = ("attention.h", "dot.h", "model.h", "route.h", "team.h")
+_HEADERS = ("attention.h", "dot.h", "matrix.h", "model.h", "route.h", "team.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",

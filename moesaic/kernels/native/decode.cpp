@@ -5,7 +5,8 @@
 // outlives a call is the caller's.
 #include <omp.h>
 
-#include <deque>
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 #include "attention.h"
@@ -21,7 +22,11 @@ using Inputs = std::vector<const Activation*>;
 // Memory of one pass.
 class Room {
  public:
-  float* floats(int64_t count) { return memory_.emplace_back(size_t(count) + 16).data(); }
+  float* floats(int64_t count) {
+    const size_t whole = (size_t(count) * sizeof(float) / kLine + 1) * kLine;
+    memory_.emplace_back(static_cast<float*>(std::aligned_alloc(kLine, whole)), std::free);
+    return memory_.back().get();
+  }
   std::vector<Activation> activations(int64_t count, int64_t width) {
     std::vector<Activation> found;
     for (int64_t i = 0; i < count; i++)
@@ -30,7 +35,8 @@ class Room {
   }
 
  private:
-  std::deque<std::vector<float>> memory_;
+  static constexpr size_t kLine = 64;  // a vector that crosses two lines is read twice
+  std::vector<std::unique_ptr<float, decltype(&std::free)>> memory_;
 };
 
 Inputs pointers(const std::vector<Activation>& each) {
@@ -52,13 +58,16 @@ void norm(const float* x, const float* weight, int64_t width, float eps, float* 
 // out[i · step + r] is row r of the weight times input i, added to what is there or put there.
 void multiply(const Matrix& weight, const Inputs& x, const Member& me, float* out, int64_t step,
               bool add = false) {
-  float found[kMost];
-  for (int64_t r = me.begin(weight.rows); r < me.end(weight.rows); r++) {
-    dot_all(weight, r, x.data(), int(x.size()), found);
-    for (size_t i = 0; i < x.size(); i++) {
-      float& place = out[int64_t(i) * step + r];
-      place = add ? place + found[i] : found[i];
-    }
+  float found[kMost * kRows];
+  for (int64_t r = me.begin(weight.rows); r < me.end(weight.rows); r += kRows) {
+    const int rows = me.rows(weight.rows, r);
+    fetch_ahead(weight, r, me.end(weight.rows));
+    dot_all(weight, r, rows, x.data(), int(x.size()), found);
+    for (size_t i = 0; i < x.size(); i++)
+      for (int j = 0; j < rows; j++) {
+        float& place = out[int64_t(i) * step + r + j];
+        place = add ? place + found[i * kRows + j] : found[i * kRows + j];
+      }
   }
 }
 
@@ -113,6 +122,7 @@ class Step {
     if (index == 0) threads_ = threads, barrier_.expect(threads);
 #pragma omp barrier
     const Member me{index, threads, &barrier_};
+    if (p.ids) embed(me);
     for (int i = p.first_layer; i < p.last_layer; i++) {
       attend_in(m.layers[i], me);
       feed_forward(i, me);
@@ -133,6 +143,16 @@ class Step {
   void share(int64_t count, const Member& me, F&& work) {
     for (int64_t i = me.begin(count); i < me.end(count); i++) work(i);
     me.meet();
+  }
+
+  // The thread that norms a token does this for it, so they need not meet.
+  void embed(const Member& me) {
+    const float one = 1.0f;
+    for (int64_t t = me.begin(p.count); t < me.end(p.count); t++) {
+      float* x = p.stream + t * m.hidden;
+      std::fill(x, x + m.hidden, 0.0f);
+      add_rows(m.embedding, p.ids[t], 1, &one, x);
+    }
   }
 
   // ---- attention ----
@@ -215,28 +235,13 @@ class Step {
     std::vector<float> found(static_cast<size_t>(shape_.key_width), 0.0f);
     if (m.is_latent) {
       const int64_t first = head * (m.unrotated + m.value_width);
-      for (int n = 0; n < m.unrotated; n++)
-        add_row(layer.value, first + n, query[n], found.data());
+      add_rows(layer.value, first, m.unrotated, query, found.data());
       turn(query + m.unrotated, position, found.data() + m.latent);
     } else {
       turn(query, position, found.data());
     }
     for (float& one : found) one *= m.softmax_scale;
     store(found.data(), shape_.key_width, turned_, i * shape_.key_width);
-  }
-
-  // out += factor · a row of a weight, which is one of floats.
-  static void add_row(const Matrix& weight, int64_t index, float factor, float* out) {
-    const uint8_t* row = weight.row(index);
-    if (weight.format == kBFloat16) {
-      const uint16_t* halves = reinterpret_cast<const uint16_t*>(row);
-#pragma omp simd
-      for (int c = 0; c < weight.width; c++) out[c] += factor * widen(halves[c]);
-    } else {
-      const float* values = reinterpret_cast<const float*>(row);
-#pragma omp simd
-      for (int c = 0; c < weight.width; c++) out[c] += factor * values[c];
-    }
   }
 
   template <typename T>
@@ -267,8 +272,12 @@ class Step {
     summed.prepare(m.latent, layer.value.format);
     const Activation* only = &summed;
     const int64_t first = head * (m.unrotated + m.value_width) + m.unrotated;
-    for (int u = 0; u < m.value_width; u++)
-      dot<1>(layer.value, first + u, &only, out + head * m.value_width + u);
+    for (int u = 0; u < m.value_width; u += kRows) {
+      const int rows = std::min(kRows, m.value_width - u);
+      float found[kRows];
+      dot_all(layer.value, first + u, rows, &only, 1, found);
+      std::copy(found, found + rows, out + head * m.value_width + u);
+    }
   }
 
   // ---- feed-forward ----
@@ -295,11 +304,17 @@ class Step {
   }
 
   void enter_dense(const Layer& layer, const Member& me) {
-    float gates[kMost], ups[kMost];
-    for (int64_t r = me.begin(layer.down.width); r < me.end(layer.down.width); r++) {
-      dot_all(layer.gate, r, inputs_.data(), p.count, gates);
-      dot_all(layer.up, r, inputs_.data(), p.count, ups);
-      for (int t = 0; t < p.count; t++) inner_[t].values[r] = silu(gates[t]) * ups[t];
+    float gates[kMost * kRows], ups[kMost * kRows];
+    const int64_t width = layer.down.width;
+    for (int64_t r = me.begin(width); r < me.end(width); r += kRows) {
+      const int rows = me.rows(width, r);
+      fetch_ahead(layer.gate, r, me.end(width));
+      fetch_ahead(layer.up, r, me.end(width));
+      dot_all(layer.gate, r, rows, inputs_.data(), p.count, gates);
+      dot_all(layer.up, r, rows, inputs_.data(), p.count, ups);
+      for (int t = 0; t < p.count; t++)
+        for (int j = 0, i = t * kRows; j < rows; j++, i++)
+          inner_[t].values[r + j] = silu(gates[i]) * ups[i];
     }
   }
 
@@ -363,31 +378,39 @@ class Step {
   void enter_experts(const Layer& layer, const Member& me) {
     const int64_t width = layer.experts_out.width;
     const Activation* x[kMost];
-    float gates[kMost], ups[kMost];
+    float gates[kMost * kRows], ups[kMost * kRows];
     for (size_t run = 0; run + 1 < runs_.size(); run++) {
       const size_t begin = runs_[run], count = runs_[run + 1] - begin;
       for (size_t i = 0; i < count; i++) x[i] = inputs_[pairs_[begin + i].token];
       const int64_t base = int64_t(pairs_[begin].slot) * 2 * width;
-      for (int64_t r = me.begin(width); r < me.end(width); r++) {
-        dot_all(layer.experts_in, base + r, x, int(count), gates);
-        dot_all(layer.experts_in, base + width + r, x, int(count), ups);
+      for (int64_t r = me.begin(width); r < me.end(width); r += kRows) {
+        const int rows = me.rows(width, r);
+        fetch_ahead(layer.experts_in, base + r, base + me.end(width));
+        fetch_ahead(layer.experts_in, base + width + r, base + width + me.end(width));
+        dot_all(layer.experts_in, base + r, rows, x, int(count), gates);
+        dot_all(layer.experts_in, base + width + r, rows, x, int(count), ups);
         for (size_t i = 0; i < count; i++)
-          routed_[begin + i].values[r] = silu(gates[i]) * ups[i] * pairs_[begin + i].weight;
+          for (int j = 0; j < rows; j++)
+            routed_[begin + i].values[r + j] =
+                silu(gates[i * kRows + j]) * ups[i * kRows + j] * pairs_[begin + i].weight;
       }
     }
   }
 
   void leave_experts(const Layer& layer, const Member& me) {
     const Activation* x[kMost];
-    float found[kMost];
+    float found[kMost * kRows];
     for (size_t run = 0; run + 1 < runs_.size(); run++) {
       const size_t begin = runs_[run], count = runs_[run + 1] - begin;
       for (size_t i = 0; i < count; i++) x[i] = &routed_[begin + i];
       const int64_t base = int64_t(pairs_[begin].slot) * m.hidden;
-      for (int64_t r = me.begin(m.hidden); r < me.end(m.hidden); r++) {
-        dot_all(layer.experts_out, base + r, x, int(count), found);
+      for (int64_t r = me.begin(m.hidden); r < me.end(m.hidden); r += kRows) {
+        const int rows = me.rows(m.hidden, r);
+        fetch_ahead(layer.experts_out, base + r, base + me.end(m.hidden));
+        dot_all(layer.experts_out, base + r, rows, x, int(count), found);
         for (size_t i = 0; i < count; i++)
-          p.stream[pairs_[begin + i].token * int64_t(m.hidden) + r] += found[i];
+          for (int j = 0; j < rows; j++)
+            p.stream[pairs_[begin + i].token * int64_t(m.hidden) + r + j] += found[i * kRows + j];
       }
     }
   }

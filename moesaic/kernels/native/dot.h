@@ -1,163 +1,109 @@
 // Products of the rows of a weight with activations, for weights in five formats.
 //
-// A weight is read once for up to four activations at a time. Sums are float32. Integer weights meet
-// integer activations: those are rounded to 8 bits with one scale per group, as the weights are.
+// Four rows meet up to four activations at a time. What a row gives for an activation does not
+// depend on what else is multiplied. Sums are float32. Integer weights meet integer activations:
+// those are rounded to 8 bits with one scale per group, as the weights are.
 #pragma once
 
-#include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define MOESAIC_AVX512
-#include <immintrin.h>
-#endif
+#include "matrix.h"
 
 namespace moesaic {
 
-constexpr int kGroup = 64;  // neighbours that share a scale, in weights and in activations
-constexpr int kTile = 4;    // activations a row of a weight is multiplied by before the next is read
-constexpr int kBlock = 128;  // neighbours of a row that share a scale in 8-bit floats
+// Loops over what is known when this is compiled: without it, sums do not stay in registers.
+#define MOESAIC_UNROLL _Pragma("GCC unroll 8")
 
-enum Format : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3, kFloat8 = 4 };
-constexpr int kFormats = 5;
+constexpr int kRows = 4;  // rows of a weight that are multiplied together
+constexpr int kTile = 4;  // activations they are multiplied by before the next are read
 
-// A weight as it lies in memory. Integers are as compressed-tensors stores them: half the number of
-// codes is added to each, so that none is negative, and of two codes in a byte the first is in the
-// low half. Rows of them are padded to whole groups.
-struct Matrix {
-  const uint8_t* values;
-  const uint16_t* scales;  // bfloat16, one per group; of 8-bit floats float32, one per block; or null
-  int64_t stride;          // bytes from a row to the next
-  int64_t rows;            // 0 where a layer has no such weight
-  int32_t width;
-  int32_t format;
-
-  const uint8_t* row(int64_t index) const { return values + index * stride; }
-  const uint16_t* row_scales(int64_t index) const { return scales + index * groups(); }
-  int64_t groups() const { return (width + kGroup - 1) / kGroup; }
-  const float* row_blocks(int64_t index) const {
-    return reinterpret_cast<const float*>(scales) + index * ((width + kBlock - 1) / kBlock);
-  }
-};
-
-inline float widen(uint16_t half) {
-  uint32_t bits = uint32_t(half) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-inline uint16_t narrow(float value) {  // to the nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// One vector in the form that weights of a format are multiplied with; the memory is the caller's.
-struct Activation {
-  float* values;   // padded with 0 to whole groups
-  uint16_t* halves;
-  int8_t* codes;   // for 4 bits those of even places of a group first, then the others
-  float* scales;
-  float* sums;     // of the codes of each group
-
-  // Bytes that one of a width needs, and the activation that lies at an address.
-  static int64_t padded(int64_t width) { return (width + kGroup - 1) / kGroup * kGroup; }
-  static int64_t floats(int64_t width) {
-    int64_t room = padded(width);
-    return room + room / 2 + room / 4 + 2 * (room / kGroup);
-  }
-  static Activation at(float* memory, int64_t width) {
-    int64_t room = padded(width);
-    Activation found;
-    found.values = memory;
-    found.halves = reinterpret_cast<uint16_t*>(memory + room);
-    found.codes = reinterpret_cast<int8_t*>(memory + room + room / 2);
-    found.scales = memory + room + room / 2 + room / 4;
-    found.sums = found.scales + room / kGroup;
-    return found;
-  }
-
-  // Bring ``values`` into the form for a format.
-  void prepare(int32_t width, int32_t format) {
-    int64_t room = padded(width);
-    std::fill(values + width, values + room, 0.0f);
-    if (format == kBFloat16 || format == kFloat8) {
-      for (int64_t i = 0; i < room; i++) halves[i] = narrow(values[i]);
-    } else if (format != kFloat32) {
-      for (int64_t group = 0; group < room / kGroup; group++) quantise(group, format == kInt4);
-    }
-  }
-
- private:
-  void quantise(int64_t group, bool in_pairs) {
-    const float* from = values + group * kGroup;
-    int8_t* to = codes + group * kGroup;
-    int8_t found[kGroup];
-    float largest = 0.0f;
-    for (int i = 0; i < kGroup; i++) largest = std::max(largest, std::fabs(from[i]));
-    float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    int total = 0;
-    for (int i = 0; i < kGroup; i++) {
-      int code = int(std::nearbyint(from[i] * inverse));
-      found[i] = int8_t(code);
-      total += code;
-    }
-    for (int i = 0; i < kGroup / 2; i++) {
-      to[in_pairs ? i : 2 * i] = found[2 * i];
-      to[in_pairs ? kGroup / 2 + i : 2 * i + 1] = found[2 * i + 1];
-    }
-    scales[group] = largest / 127.0f;
-    sums[group] = float(total);
-  }
-};
-
-template <int N>
-inline void dot_float32(const float* row, int width, const Activation* const* x, float* out) {
-  for (int n = 0; n < N; n++) {
-    const float* other = x[n]->values;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < width; i++) sum += row[i] * other[i];
-    out[n] = sum;
-  }
-}
-
-template <int N>
-inline void dot_bfloat16(const uint16_t* row, int width, const Activation* const* x, float* out) {
-#ifdef MOESAIC_AVX512
-  __m512 sums[N][2];
-  for (int n = 0; n < N; n++) sums[n][0] = sums[n][1] = _mm512_setzero_ps();
-  int i = 0;
-  for (; i + 64 <= width; i += 64) {
-    __m512bh low = (__m512bh)_mm512_loadu_si512(row + i);
-    __m512bh high = (__m512bh)_mm512_loadu_si512(row + i + 32);
+// Each of these multiplies R rows, from one on, with N activations: what row r gives for x[n] goes to
+// out[n · kRows + r].
+template <int R, int N>
+inline void dot_float32(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
+MOESAIC_UNROLL
+  for (int r = 0; r < R; r++) {
+    const float* row = reinterpret_cast<const float*>(weight.row(index + r));
+MOESAIC_UNROLL
     for (int n = 0; n < N; n++) {
-      const uint16_t* other = x[n]->halves + i;
-      sums[n][0] = _mm512_dpbf16_ps(sums[n][0], low, (__m512bh)_mm512_loadu_si512(other));
-      sums[n][1] = _mm512_dpbf16_ps(sums[n][1], high, (__m512bh)_mm512_loadu_si512(other + 32));
+      const float* other = x[n]->values;
+      float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+      for (int i = 0; i < weight.width; i++) sum += row[i] * other[i];
+      out[n * kRows + r] = sum;
     }
   }
-  for (; i < width; i += 32) {
-    __mmask32 inside = width - i >= 32 ? 0xffffffffu : (1u << (width - i)) - 1;
-    __m512bh part = (__m512bh)_mm512_maskz_loadu_epi16(inside, row + i);
+}
+
+#ifdef MOESAIC_AVX512
+// The sums of four vectors.
+inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
+  __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+
+template <int R, int N>
+inline void put_sums(const __m512 (*sums)[R], float* out) {
+  const __m512 none = _mm512_setzero_ps();
+MOESAIC_UNROLL
+  for (int n = 0; n < N; n++) {
+    if (R == kRows) {
+      _mm_storeu_ps(out + n * kRows, sums_of(sums[n][0], sums[n][R > 1], sums[n][R > 2 ? 2 : 0],
+                                             sums[n][R > 3 ? 3 : 0]));
+    } else {
+MOESAIC_UNROLL
+      for (int r = 0; r < R; r++)
+        out[n * kRows + r] = _mm_cvtss_f32(sums_of(sums[n][r], none, none, none));
+    }
+  }
+}
+#endif
+
+template <int R, int N>
+inline void dot_bfloat16(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
+  const int width = weight.width;
+  const uint16_t* rows[R];
+  for (int r = 0; r < R; r++) rows[r] = reinterpret_cast<const uint16_t*>(weight.row(index + r));
+#ifdef MOESAIC_AVX512
+  __m512 sums[N][R];
+MOESAIC_UNROLL
+  for (int n = 0; n < N; n++)
+MOESAIC_UNROLL
+    for (int r = 0; r < R; r++) sums[n][r] = _mm512_setzero_ps();
+  auto add = [&](int i, auto load) {
+    __m512bh parts[R];
+    for (int r = 0; r < R; r++) parts[r] = load(rows[r] + i);
+MOESAIC_UNROLL
     for (int n = 0; n < N; n++) {
       __m512bh other = (__m512bh)_mm512_loadu_si512(x[n]->halves + i);
-      sums[n][0] = _mm512_dpbf16_ps(sums[n][0], part, other);
+MOESAIC_UNROLL
+      for (int r = 0; r < R; r++) sums[n][r] = _mm512_dpbf16_ps(sums[n][r], parts[r], other);
     }
+  };
+  int i = 0;
+  for (; i + 32 <= width; i += 32)
+    add(i, [](const uint16_t* from) { return (__m512bh)_mm512_loadu_si512(from); });
+  if (i < width) {
+    const __mmask32 inside = (1u << (width - i)) - 1;
+    add(i, [=](const uint16_t* from) { return (__m512bh)_mm512_maskz_loadu_epi16(inside, from); });
   }
-  for (int n = 0; n < N; n++) out[n] = _mm512_reduce_add_ps(_mm512_add_ps(sums[n][0], sums[n][1]));
+  put_sums<R, N>(sums, out);
 #else
-  for (int n = 0; n < N; n++) {
-    const uint16_t* other = x[n]->halves;
-    float sum = 0.0f;
+MOESAIC_UNROLL
+  for (int r = 0; r < R; r++)
+MOESAIC_UNROLL
+    for (int n = 0; n < N; n++) {
+      const uint16_t* other = x[n]->halves;
+      float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < width; i++) sum += widen(row[i]) * widen(other[i]);
-    out[n] = sum;
-  }
+      for (int i = 0; i < width; i++) sum += widen(rows[r][i]) * widen(other[i]);
+      out[n * kRows + r] = sum;
+    }
 #endif
 }
 
@@ -177,16 +123,20 @@ inline const std::array<uint16_t, 128>& float8_magnitudes() {
 }
 
 template <int N>
-inline void dot_float8(const uint8_t* row, const float* scales, int width,
-                       const Activation* const* x, float* out) {
+inline void dot_float8(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
+  const uint8_t* row = weight.row(index);
+  const float* scales = weight.row_blocks(index);
+  const int width = weight.width;
   const uint16_t* table = float8_magnitudes().data();
 #ifdef MOESAIC_AVX512
   __m512i part[4];
   for (int i = 0; i < 4; i++) part[i] = _mm512_loadu_si512(table + 32 * i);
   __m512 sums[N];
+MOESAIC_UNROLL
   for (int n = 0; n < N; n++) sums[n] = _mm512_setzero_ps();
   for (int start = 0; start < width; start += kBlock, scales++) {
     __m512 inside[N];
+MOESAIC_UNROLL
     for (int n = 0; n < N; n++) inside[n] = _mm512_setzero_ps();
     for (int i = start; i < std::min(width, start + kBlock); i += 32) {
       __mmask32 there = width - i >= 32 ? 0xffffffffu : (1u << (width - i)) - 1;
@@ -196,123 +146,234 @@ inline void dot_float8(const uint8_t* row, const float* scales, int width,
       __mmask32 is_high = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(0x40));
       __m512i sign = _mm512_slli_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0x80)), 8);
       __m512i values = _mm512_or_si512(_mm512_mask_blend_epi16(is_high, low, high), sign);
+MOESAIC_UNROLL
       for (int n = 0; n < N; n++)
         inside[n] = _mm512_dpbf16_ps(inside[n], (__m512bh)values,
                                      (__m512bh)_mm512_loadu_si512(x[n]->halves + i));
     }
+MOESAIC_UNROLL
     for (int n = 0; n < N; n++)
       sums[n] = _mm512_fmadd_ps(inside[n], _mm512_set1_ps(*scales), sums[n]);
   }
-  for (int n = 0; n < N; n++) out[n] = _mm512_reduce_add_ps(sums[n]);
+MOESAIC_UNROLL
+  for (int n = 0; n < N; n++) out[n * kRows] = _mm512_reduce_add_ps(sums[n]);
 #else
+MOESAIC_UNROLL
   for (int n = 0; n < N; n++) {
     float sum = 0.0f;
     for (int i = 0; i < width; i++) {
       float value = widen(table[row[i] & 127] | uint16_t((row[i] & 128) << 8));
       sum += value * scales[i / kBlock] * widen(x[n]->halves[i]);
     }
-    out[n] = sum;
+    out[n * kRows] = sum;
   }
 #endif
 }
 
-// Codes of a group as bytes from 0 up, and what was added to make them so.
+// Codes as bytes from 0 up, what was added to make them so, and how many groups are multiplied at a
+// time: 64 bytes of a row.
 template <int32_t F>
 struct Codes;
 
 #ifdef MOESAIC_AVX512
 template <>
 struct Codes<kInt8> {
-  static constexpr int kBytes = 64;
+  static constexpr int kGroups = 1;
   static constexpr float kOffset = 128.0f;
-  static __m512i load(const uint8_t* group) { return _mm512_loadu_si512(group); }
+  static __m512i times(__m512i codes, const int8_t* other) {
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, _mm512_loadu_si512(other));
+  }
+  static __m512i group_of_lane() { return _mm512_setzero_si512(); }
 };
 template <>
 struct Codes<kInt4> {
-  static constexpr int kBytes = 32;
+  static constexpr int kGroups = 2;
   static constexpr float kOffset = 8.0f;
-  static __m512i load(const uint8_t* group) {
-    const __m256i low = _mm256_set1_epi8(15);
-    __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group));
-    __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(both, low)), high, 1);
+  static __m512i times(__m512i codes, const int8_t* other) {
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i first = _mm512_and_si512(codes, low);
+    __m512i second = _mm512_and_si512(_mm512_srli_epi16(codes, 4), low);
+    __m512i found = _mm512_setzero_si512();
+    found = _mm512_dpbusd_epi32(found, first, _mm512_loadu_si512(other));
+    return _mm512_dpbusd_epi32(found, second, _mm512_loadu_si512(other + kGroup));
+  }
+  static __m512i group_of_lane() {
+    return _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
   }
 };
 
-template <int32_t F, int N>
-inline void dot_codes(const uint8_t* row, const uint16_t* scales, int64_t groups,
-                      const Activation* const* x, float* out) {
-  __m512 sums[N];
-  float offsets[N];
-  for (int n = 0; n < N; n++) sums[n] = _mm512_setzero_ps(), offsets[n] = 0.0f;
-  for (int64_t g = 0; g < groups; g++) {
-    __m512i codes = Codes<F>::load(row + g * Codes<F>::kBytes);
-    float scale = widen(scales[g]);
-    for (int n = 0; n < N; n++) {
-      __m512i other = _mm512_loadu_si512(x[n]->codes + g * kGroup);
-      __m512i products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, other);
-      float joint = scale * x[n]->scales[g];
-      sums[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_set1_ps(joint), sums[n]);
-      offsets[n] += joint * x[n]->sums[g];
+// What is read beyond the end of a row meets codes or scales that are 0. Only at the end of the
+// weight is it left out, because the processor does not foresee what masked reads will need.
+template <int32_t F, int R, int N>
+inline void dot_codes(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
+  constexpr int kScales = 16;  // of groups that are multiplied by those of the activations at once
+  const int groups = int(weight.groups());
+  const int64_t after = weight.rows - index - R;
+  const bool is_inside = after * groups >= kScales;
+  __m512 sums[N][R], joint[N][R];
+MOESAIC_UNROLL
+  for (int n = 0; n < N; n++)
+MOESAIC_UNROLL
+    for (int r = 0; r < R; r++) sums[n][r] = _mm512_setzero_ps();
+  for (int start = 0; start < groups; start += kScales) {
+    const int count = std::min(kScales, groups - start);
+    const __mmask16 inside = __mmask16((1u << count) - 1);
+MOESAIC_UNROLL
+    for (int r = 0; r < R; r++) {
+      const void* from = weight.row_scales(index + r) + start;
+      __m256i halves = is_inside ? _mm256_loadu_si256(static_cast<const __m256i*>(from))
+                                 : _mm256_maskz_loadu_epi16(inside, from);
+      __m512i wide = _mm512_maskz_cvtepu16_epi32(inside, halves);
+      __m512 scales = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+MOESAIC_UNROLL
+      for (int n = 0; n < N; n++) {
+        joint[n][r] = _mm512_mul_ps(scales, _mm512_maskz_loadu_ps(inside, x[n]->scales + start));
+        __m512 added = _mm512_mul_ps(_mm512_set1_ps(Codes<F>::kOffset),
+                                     _mm512_maskz_loadu_ps(inside, x[n]->sums + start));
+        sums[n][r] = _mm512_fnmadd_ps(joint[n][r], added, sums[n][r]);
+      }
+    }
+    for (int g = 0; g < count; g += Codes<F>::kGroups) {
+      const __m512i group = _mm512_add_epi32(_mm512_set1_epi32(g), Codes<F>::group_of_lane());
+      const uint8_t* from = weight.row(index) + (start + g) / Codes<F>::kGroups * 64;
+      __m512i codes[R];
+      if (is_inside || g + Codes<F>::kGroups <= count) {
+MOESAIC_UNROLL
+        for (int r = 0; r < R; r++) codes[r] = _mm512_loadu_si512(from + r * weight.stride);
+      } else {
+MOESAIC_UNROLL
+        for (int r = 0; r < R; r++)
+          codes[r] = _mm512_maskz_loadu_epi64(0x0f, from + r * weight.stride);
+      }
+MOESAIC_UNROLL
+      for (int n = 0; n < N; n++)
+MOESAIC_UNROLL
+        for (int r = 0; r < R; r++) {
+          __m512i products = Codes<F>::times(codes[r], x[n]->codes + int64_t(start + g) * kGroup);
+          sums[n][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products),
+                                       _mm512_permutexvar_ps(group, joint[n][r]), sums[n][r]);
+        }
     }
   }
-  for (int n = 0; n < N; n++) out[n] = _mm512_reduce_add_ps(sums[n]) - Codes<F>::kOffset * offsets[n];
+  put_sums<R, N>(sums, out);
 }
 #else
 template <>
 struct Codes<kInt8> {
-  static constexpr int kBytes = 64;
-  static int at(const uint8_t* group, int i) { return group[i] - 128; }
+  static int at(const uint8_t* row, int64_t i) { return row[i] - 128; }
 };
 template <>
 struct Codes<kInt4> {
-  static constexpr int kBytes = 32;
-  static int at(const uint8_t* group, int i) {
-    return (i < 32 ? group[i] & 15 : group[i - 32] >> 4) - 8;
-  }
+  static int at(const uint8_t* row, int64_t i) { return (row[i / 2] >> (i % 2 * 4) & 15) - 8; }
 };
 
-template <int32_t F, int N>
-inline void dot_codes(const uint8_t* row, const uint16_t* scales, int64_t groups,
-                      const Activation* const* x, float* out) {
-  for (int n = 0; n < N; n++) {
-    float sum = 0.0f;
-    for (int64_t g = 0; g < groups; g++) {
-      const uint8_t* group = row + g * Codes<F>::kBytes;
-      const int8_t* other = x[n]->codes + g * kGroup;
-      int products = 0;
-      for (int i = 0; i < kGroup; i++) products += Codes<F>::at(group, i) * other[i];
-      sum += widen(scales[g]) * x[n]->scales[g] * float(products);
+template <int32_t F, int R, int N>
+inline void dot_codes(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
+MOESAIC_UNROLL
+  for (int r = 0; r < R; r++)
+MOESAIC_UNROLL
+    for (int n = 0; n < N; n++) {
+      const uint8_t* row = weight.row(index + r);
+      const uint16_t* scales = weight.row_scales(index + r);
+      float sum = 0.0f;
+      for (int64_t g = 0; g < weight.groups(); g++) {
+        int products = 0;
+        for (int i = 0; i < kGroup; i++) {
+          const int64_t place = Activation::place(g, i, F == kInt4);
+          products += Codes<F>::at(row, g * kGroup + i) * x[n]->codes[place];
+        }
+        sum += widen(scales[g]) * x[n]->scales[g] * float(products);
+      }
+      out[n * kRows + r] = sum;
     }
-    out[n] = sum;
-  }
 }
 #endif
 
-// One row of a weight times N activations.
-template <int N>
+template <int R, int N>
 inline void dot(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
-  const uint8_t* row = weight.row(index);
   switch (weight.format) {
     case kFloat32:
-      return dot_float32<N>(reinterpret_cast<const float*>(row), weight.width, x, out);
+      return dot_float32<R, N>(weight, index, x, out);
     case kBFloat16:
-      return dot_bfloat16<N>(reinterpret_cast<const uint16_t*>(row), weight.width, x, out);
+      return dot_bfloat16<R, N>(weight, index, x, out);
     case kInt8:
-      return dot_codes<kInt8, N>(row, weight.row_scales(index), weight.groups(), x, out);
+      return dot_codes<kInt8, R, N>(weight, index, x, out);
     case kFloat8:
-      return dot_float8<N>(row, weight.row_blocks(index), weight.width, x, out);
+      for (int r = 0; r < R; r++) dot_float8<N>(weight, index + r, x, out + r);
+      return;
     default:
-      return dot_codes<kInt4, N>(row, weight.row_scales(index), weight.groups(), x, out);
+      return dot_codes<kInt4, R, N>(weight, index, x, out);
   }
 }
 
-// One row of a weight times any number of activations: what it gives for x[i] goes to out[i].
-inline void dot_all(const Matrix& weight, int64_t index, const Activation* const* x, int count,
+template <int N>
+inline void dot_some(const Matrix& weight, int64_t index, int rows, const Activation* const* x,
+                     float* out) {
+  if (rows == kRows) return dot<kRows, N>(weight, index, x, out);
+  for (int r = 0; r < rows; r++) dot<1, N>(weight, index + r, x, out + r);
+}
+
+// Up to four rows of a weight times any number of activations: what row r gives for x[i] goes to
+// out[i · kRows + r].
+inline void dot_all(const Matrix& weight, int64_t index, int rows, const Activation* const* x, int count,
                     float* out) {
-  int i = 0;
-  for (; i + kTile <= count; i += kTile) dot<kTile>(weight, index, x + i, out + i);
-  for (; i < count; i++) dot<1>(weight, index, x + i, out + i);
+  for (int i = 0; i < count; i += kTile) {
+    float* to = out + i * kRows;
+    switch (count - i) {
+      case 1: return dot_some<1>(weight, index, rows, x + i, to);
+      case 2: return dot_some<2>(weight, index, rows, x + i, to);
+      case 3: return dot_some<3>(weight, index, rows, x + i, to);
+      default: dot_some<kTile>(weight, index, rows, x + i, to);
+    }
+  }
+}
+
+// Ask for what four rows of a weight take, some way on from where rows are read now but before row
+// `end`: the processor foresees single rows, not four at a time.
+inline void fetch_ahead(const Matrix& weight, int64_t index, int64_t end) {
+#ifdef MOESAIC_AVX512
+  constexpr int64_t kAhead = 6144, kLine = 64;
+  const uint8_t* from = weight.row(index) + kAhead;
+  const uint8_t* to = std::min(from + kRows * weight.stride, weight.row(end));
+  for (; from < to; from += kLine) _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+#endif
+}
+
+// out += Σ factor · row of some rows of a weight that is one of floats.
+inline void add_rows(const Matrix& weight, int64_t first, int count, const float* factors, float* out) {
+  int c = 0;
+#ifdef MOESAIC_AVX512
+  constexpr int kWide = 4;  // vectors of sums that stay in registers
+  for (; weight.format == kBFloat16 && c + 16 * kWide <= weight.width; c += 16 * kWide) {
+    __m512 sums[kWide];
+MOESAIC_UNROLL
+    for (int v = 0; v < kWide; v++) sums[v] = _mm512_loadu_ps(out + c + 16 * v);
+    for (int n = 0; n < count; n++) {
+      const uint16_t* row = reinterpret_cast<const uint16_t*>(weight.row(first + n)) + c;
+      const __m512 factor = _mm512_set1_ps(factors[n]);
+MOESAIC_UNROLL
+      for (int v = 0; v < kWide; v++) {
+        __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 16 * v));
+        __m512i values = _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+        sums[v] = _mm512_fmadd_ps(factor, _mm512_castsi512_ps(values), sums[v]);
+      }
+    }
+MOESAIC_UNROLL
+    for (int v = 0; v < kWide; v++) _mm512_storeu_ps(out + c + 16 * v, sums[v]);
+  }
+#endif
+  for (int n = 0; n < count; n++) {
+    const float factor = factors[n];
+    if (weight.format == kBFloat16) {
+      const uint16_t* row = reinterpret_cast<const uint16_t*>(weight.row(first + n));
+#pragma omp simd
+      for (int i = c; i < weight.width; i++) out[i] += factor * widen(row[i]);
+    } else {
+      const float* row = reinterpret_cast<const float*>(weight.row(first + n));
+#pragma omp simd
+      for (int i = c; i < weight.width; i++) out[i] += factor * row[i];
+    }
+  }
 }
 
 }  // namespace moesaic

@@ -27,7 +27,7 @@ using Need = int32_t (*)(int32_t layer, const int32_t* experts, int32_t count,
 struct Model {
   const Layer* layers;
   const float *cosines, *sines;  // [positions, rotated / 2]
-  Matrix head;
+  Matrix embedding, head;  // embedding: of floats
   int32_t hidden, heads, key_heads, head_width;  // head_width: of attention without a latent
   int32_t unrotated, rotated, value_width, latent;
   int32_t is_latent, is_interleaved;
@@ -38,6 +38,7 @@ struct Model {
 };
 
 struct Pass {
+  const int32_t* ids;        // [count], tokens whose embeddings are the input; null: it is there
   const int32_t* positions;  // [count]
   const int32_t* sequences;  // [count], each token's row of the tables
   const int32_t* tables;     // [sequences, table_width], blocks of the cache

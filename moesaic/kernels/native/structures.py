@@ -34,6 +34,7 @@ class Model(ctypes.Structure):
         ("layers", POINTER(Layer)),
         ("cosines", c_void_p),
         ("sines", c_void_p),
+        ("embedding", Matrix),
         ("head", Matrix),
         *(
             (name, c_int32)
@@ -54,7 +55,7 @@ class Pass(ctypes.Structure):
     """``Pass`` of model.h."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("positions", "sequences", "tables", "wanted")),
+        *((name, c_void_p) for name in ("ids", "positions", "sequences", "tables", "wanted")),
         *((name, c_void_p) for name in ("last_norm", "stream", "logits", "chosen")),
         *(
             (name, c_int32)

@@ -1,6 +1,7 @@
 // Threads that work on one step together, and meet between its parts.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <sched.h>
@@ -8,6 +9,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "dot.h"
 
 namespace moesaic {
 
@@ -55,6 +58,9 @@ struct Member {
   void meet() const { barrier->wait(); }
   int64_t begin(int64_t count) const { return count * index / threads; }
   int64_t end(int64_t count) const { return count * (index + 1) / threads; }
+
+  // How many of a few rows from one on are this thread's.
+  int rows(int64_t count, int64_t from) const { return int(std::min<int64_t>(kRows, end(count) - from)); }
 };
 
 }  // namespace moesaic
