@@ -25,12 +25,19 @@ NAME = "tiny"
 
 @contextmanager
 def served(model: Transformer, tokenizer: Tokenizer, **settings: object) -> Iterator[Server]:
-    """A running server."""
+    """A running server of a model."""
     pool = BlockPool(model.config, N_BLOCKS, dtype=torch.float32)
     config = ServeConfig.parse({"closing_s": 2.0, **settings})
     engine = BatchEngine(TorchDecoder(model, pool), tokenizer, config)
     positions = model.config.max_position_embeddings
-    server = Server(Served(NAME, engine, tokenizer, positions), "127.0.0.1", 0)
+    with running(Served(NAME, engine, tokenizer, positions)) as server:
+        yield server
+
+
+@contextmanager
+def running(what: Served) -> Iterator[Server]:
+    """A running server, which has given all blocks back in the end."""
+    pool, server = what.engine.decoder.pool, Server(what, "127.0.0.1", 0)
     thread = Thread(target=server.run)
     thread.start()
     try:
@@ -39,7 +46,7 @@ def served(model: Transformer, tokenizer: Tokenizer, **settings: object) -> Iter
         server.stop()
         thread.join(PATIENCE_S)
     assert not thread.is_alive()
-    assert pool.n_free == N_BLOCKS
+    assert pool.n_free == pool.n_blocks
 
 
 def client_of(server: Server, key: str = "any") -> openai.OpenAI:

@@ -1,6 +1,6 @@
 """A base with a tokenizer, shards of it, and the checkpoints that merging them makes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 
 from moesaic.checkpoint.digest import digest
 from moesaic.checkpoint.save import save
+from moesaic.config.infer import GenerateConfig
 from moesaic.config.model import ModelConfig
 from moesaic.config.serve import ServeConfig
 from moesaic.data.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ from moesaic.esft.merge import merge_shards
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
 from moesaic.esft.shard import write_shard
-from moesaic.infer.job import Piece
+from moesaic.infer.job import Job, Piece, Stream
 from moesaic.model.build import build_model
 from moesaic.serve.load import load_served
 from moesaic.serve.served import Served
@@ -85,3 +86,27 @@ class Home:
 def told(pieces: list[Piece]) -> list[tuple[int, float | None]]:
     """What must be the same to the last bit."""
     return [(piece.token, piece.logprob) for piece in pieces]
+
+
+MakeHome = Callable[..., Home]
+
+
+def ask(served: Served, model: str, ids: list[int], **settings: Any) -> Stream:
+    """Ask a model, as the server does for a request that names it."""
+    shard = served.shard_of(model)
+    variant = None if shard is None else shard.variant
+    chosen = GenerateConfig.parse({"max_new_tokens": 8, "temperature": 0, **settings})
+    return served.engine.submit(Job(tuple(ids), chosen, top_logprobs=0, variant=variant))
+
+
+def answers(served: Served, model: str, rows: list[list[int]], **settings: Any) -> list[Any]:
+    """All at once."""
+    asked = [ask(served, model, row, **settings) for row in rows]
+    return [told(list(stream)) for stream in asked]
+
+
+def answers_of(home: Home, folder: Path, rows: list[list[int]], **settings: Any) -> list[Any]:
+    """Of a checkpoint served by itself."""
+    alone = home.served(folder, **settings)
+    with alone.engine:
+        return answers(alone, alone.name, rows)

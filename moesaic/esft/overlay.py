@@ -6,7 +6,6 @@ from torch import Tensor
 
 from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.names import SCALE
-from moesaic.checkpoint.quantised import plain
 from moesaic.config.merge import MergeConfig
 from moesaic.config.model import Fp8Blocks
 from moesaic.config.packed import PackedGroups
@@ -17,11 +16,11 @@ from moesaic.kernels.quantise import BLOCK, FP8, Fp8Weight
 from moesaic.planner.inventory import TensorSpec, tensors
 
 
-def overlay(reader: Reader, shard: Shard) -> Iterator[tuple[TensorSpec, Tensor]]:
+def overlay(reader: Reader, shard: Shard) -> Iterator[tuple[TensorSpec, Tensor | Fp8Weight]]:
     """The tensors that differ once a shard alone is merged, one in memory at a time.
 
-    Their values are those that a reader of the merged checkpoint would give, to the last bit: in
-    FP8 blocks they are rounded as it would store them.
+    They are those that the merged checkpoint would store, to the last bit: in FP8 blocks where the
+    base has such.
 
     Args:
         reader: the base.
@@ -42,7 +41,7 @@ def overlay(reader: Reader, shard: Shard) -> Iterator[tuple[TensorSpec, Tensor]]
             yield spec, _made(reader, merger, spec)
 
 
-def _made(reader: Reader, merger: Merger, spec: TensorSpec) -> Tensor:
+def _made(reader: Reader, merger: Merger, spec: TensorSpec) -> Tensor | Fp8Weight:
     stored = reader.locate(spec.name)
     weight = merger.make(stored)
     if stored.dtype != FP8:
@@ -50,4 +49,4 @@ def _made(reader: Reader, merger: Merger, spec: TensorSpec) -> Tensor:
     blocks = reader.config.quantization_config
     block = blocks.weight_block_size if isinstance(blocks, Fp8Blocks) else BLOCK
     scale = merger.make(reader.report.stored[stored.name + SCALE])
-    return plain(Fp8Weight(weight, scale, block))
+    return Fp8Weight(weight, scale, block)

@@ -115,7 +115,7 @@ class Description:
 
     def _describe_experts(self, described: Layer, experts: nn.Module, index: int) -> None:
         if isinstance(experts, HeldExperts):
-            stacks, slots = (experts.rows_in, experts.rows_out), None
+            stacks, slots = (experts.rows_in, experts.rows_out), experts.slot_of_expert
             if experts.cache is not None:
                 slots = experts.cache.slots[index]
         else:

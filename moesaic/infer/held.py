@@ -1,6 +1,7 @@
 """Parts of a model held as `Rows`: what the compiled decoder reads, and torch can apply.
 
-Letters: T tokens, D hidden, K experts chosen per token, P token-expert pairs, F expert width.
+Letters: T tokens, D hidden, E experts of the layer, K experts chosen per token, P token-expert
+pairs, F expert width.
 """
 
 from collections import Counter
@@ -51,6 +52,14 @@ class HeldExperts(nn.Module):
         """
         super().__init__()
         self.layer, self.rows_in, self.rows_out, self.cache = layer, rows_in, rows_out, cache
+        self.slot_of_expert: Tensor | None = None
+        """Of each expert its slot, int64 [E]; None where slot and expert are the same."""
+
+    def of_slot(self, slot: int) -> tuple[Rows, Rows]:
+        """Gate and up, and down, of what is in a slot."""
+        n_in, n_out = 2 * self.rows_out.width, self.rows_in.width
+        rows_in = self.rows_in.part(slot * n_in, (slot + 1) * n_in)
+        return rows_in, self.rows_out.part(slot * n_out, (slot + 1) * n_out)
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Weighted sum of each token's experts, one expert after the other: [T, D].
@@ -75,10 +84,9 @@ class HeldExperts(nn.Module):
         if self.cache is not None:
             yield from self.cache.each(self.layer, dict(sorted(uses.items())))
             return
-        n_in, n_out = 2 * self.rows_out.width, self.rows_in.width
+        slots = self.slot_of_expert
         for expert in sorted(uses):
-            rows_in = self.rows_in.part(expert * n_in, (expert + 1) * n_in)
-            yield expert, rows_in, self.rows_out.part(expert * n_out, (expert + 1) * n_out)
+            yield expert, *self.of_slot(expert if slots is None else int(slots[expert]))
 
 
 def cache_of(model: Transformer) -> ExpertCache | None:

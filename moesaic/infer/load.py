@@ -1,5 +1,6 @@
 """A model from a folder, held to write text: as it is stored, and in a bounded memory."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -12,6 +13,7 @@ from moesaic.config.model import ModelConfig
 from moesaic.errors import ConfigError
 from moesaic.infer.held import HeldExperts, HeldLinear
 from moesaic.infer.offload import ExpertCache
+from moesaic.infer.spare import SpareExperts
 from moesaic.infer.stored import Sizes, Source, expert_kinds, read_expert_
 from moesaic.kernels.native.build import library
 from moesaic.kernels.native.pack import FLOAT_FORMATS, Form, Rows
@@ -52,22 +54,69 @@ def load_held(
         ConfigError: if the memory is too small, or ``form`` is asked of integers.
         RequestError: if integers are asked for and there is no compiled decoder.
     """
-    reader, dtype = Reader(folder), torch_dtype(dtype)
+    reader, device = Reader(folder), torch.device(device)
+    source = _held_from(reader, torch_dtype(dtype), device, form, memory)
+    if source is None:
+        return load_model(folder, dtype, device).requires_grad_(False)
+    return _hold(source, device, memory, {}).model
+
+
+def load_spacious(
+    reader: Reader,
+    room: Mapping[int, int],
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    form: Form = "weights",
+) -> SpareExperts:
+    """The same with room for experts of other weights, which are held as the model's own.
+
+    Args:
+        reader: the checkpoint.
+        room: layer → slots.
+        dtype: see `load_held`, as for all that follow.
+        device: where to.
+        form: what weights that are stored as floats are made.
+
+    Raises:
+        CheckpointError: if a tensor is damaged.
+        ConfigError: see `load_held`.
+        RequestError: if integers are asked for and there is no compiled decoder.
+    """
+    dtype, device = torch_dtype(dtype), torch.device(device)
+    source = _held_from(reader, dtype, device, form, None)
+    if source is not None:
+        return _hold(source, device, None, room)
+    model = empty_model(reader.config, dtype, device).requires_grad_(False)
+    spare = SpareExperts.behind_stacks(model, room)
+    load_into(reader, spare.base_state())
+    return spare
+
+
+def _held_from(
+    reader: Reader, dtype: torch.dtype, device: torch.device, form: Form, memory: int | None
+) -> Source | None:
+    """What weights are held from that are not plain parameters; None where all are."""
     if form != "weights":
         native_library()
-    compiled = _has_compiled_form(reader.config, dtype, torch.device(device))
+    compiled = _has_compiled_form(reader.config, dtype, device)
     quantised = reader.config.quantization_config is not None
     if memory is None and form == "weights" and not (quantised and compiled):
-        return load_model(folder, dtype, device).requires_grad_(False)
-    source = Source(reader, dtype, form, keeps_codes=compiled)
-    n_slots = None if memory is None else slots_in(source, memory)
+        return None
+    return Source(reader, dtype, form, keeps_codes=compiled)
+
+
+def _hold(
+    source: Source, device: torch.device, memory: int | None, room: Mapping[int, int]
+) -> SpareExperts:
+    """A model as a source holds it, with room for further experts."""
+    reader, n_slots = source.reader, None if memory is None else slots_in(source, memory)
     layers = layers_with_experts(reader.config)
     apart = dict.fromkeys(layers, tuple(range(reader.config.experts)))
-    model = empty_model(reader.config, dtype, device, Residency({}, {}, apart))
+    model = empty_model(reader.config, source.dtype, device, Residency({}, {}, apart))
     _hold_linears_(model, source)
     load_into(reader, model.state_dict(), model.residency.stacks(model.config))
-    _hold_experts_(model, source, n_slots, device)
-    return model.requires_grad_(False)
+    slots = _hold_experts_(model, source, n_slots, room, device)
+    return SpareExperts(model.requires_grad_(False), slots)
 
 
 def slots_in(source: Source, memory: int) -> int:
@@ -131,29 +180,39 @@ def _hold_linears_(model: Transformer, source: Source) -> None:
 
 
 def _hold_experts_(
-    model: Transformer, source: Source, n_slots: int | None, device: torch.device | str
-) -> None:
-    """Give every layer its experts: all of them, or a cache of so many that all layers share."""
+    model: Transformer,
+    source: Source,
+    n_slots: int | None,
+    room: Mapping[int, int],
+    device: torch.device,
+) -> dict[int, range]:
+    """Give every layer its experts: all of them, or a cache of so many that all layers share.
+
+    Returns:
+        The slots of each layer that nothing is in.
+    """
     config, layers = model.config, layers_with_experts(model.config)
     if not layers:
-        return
+        return {}
     assert config.moe_intermediate_size
     width, inner = config.hidden_size, config.moe_intermediate_size
     kinds = expert_kinds(source, [spec for spec in tensors(config) if spec.role == "routed"])
 
-    def room(n: int) -> tuple[Rows, Rows]:
+    def rows(n: int) -> tuple[Rows, Rows]:
         rows_in = Rows.empty(n * 2 * inner, width, kinds[0], device)
         return rows_in, Rows.empty(n * width, inner, kinds[1], device)
 
     read, cache, shared = partial(read_expert_, source), None, None
     if n_slots is not None:
-        shared = room(n_slots)
+        shared = rows(n_slots)
         cache = ExpertCache(dict.fromkeys(layers, config.experts), *shared, n_slots, read)
+    spare: dict[int, range] = {}
     for layer in layers:
-        rows_in, rows_out = shared or room(config.experts)
+        last = config.experts + room.get(layer, 0)
+        experts = HeldExperts(layer, *(shared or rows(last)), cache)
         if cache is None:
+            spare[layer] = range(config.experts, last)
             for e in range(config.experts):
-                part_in = rows_in.part(e * 2 * inner, (e + 1) * 2 * inner)
-                read(layer, e, part_in, rows_out.part(e * width, (e + 1) * width))
-        experts = HeldExperts(layer, rows_in, rows_out, cache)
+                read(layer, e, *experts.of_slot(e))
         model.set_submodule(f"model.layers.{layer}.mlp.experts", experts)
+    return spare

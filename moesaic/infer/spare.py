@@ -6,12 +6,19 @@ Letters: E experts of a layer, e those in the stacks.
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from threading import Lock
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from moesaic.checkpoint.names import place
+from moesaic.checkpoint.quantised import plain
 from moesaic.errors import RequestError
+from moesaic.infer.held import HeldExperts, HeldLinear
+from moesaic.infer.stored import put_
+from moesaic.kernels.native.pack import Rows
+from moesaic.kernels.quantise import Fp8Weight
+from moesaic.model.experts import Experts
 from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import TensorSpec
 
@@ -26,23 +33,34 @@ class SpareExperts:
     the changed experts in these slots, and all others where the base has them.
     """
 
-    def __init__(self, model: Transformer, room: Mapping[int, int]) -> None:
+    def __init__(self, model: Transformer, slots: Mapping[int, Sequence[int]]) -> None:
+        """Begin with nothing lent.
+
+        Args:
+            model: it holds every expert, and has these slots besides.
+            slots: layer → slots that may be lent.
+        """
+        self.model = model
+        self._free = {layer: sorted(free, reverse=True) for layer, free in slots.items()}
+        self._lock = Lock()
+
+    @classmethod
+    def behind_stacks(cls, model: Transformer, room: Mapping[int, int]) -> Self:
         """Make the room: the stacks are made anew, without values, their own experts first.
 
         Args:
-            model: built and not filled; it holds every expert.
+            model: built and not filled; it holds every expert in stacks.
             room: layer → slots.
         """
-        self.model = model
-        self._free: dict[int, list[int]] = {}
-        self._lock = Lock()
+        slots: dict[int, range] = {}
         for layer, n in room.items():
             experts = model.moe_layers()[layer].experts
             first = len(experts.stacked)
             assert first == model.config.experts
             experts.gate_up_proj = _wider(experts.gate_up_proj, n)
             experts.down_proj = _wider(experts.down_proj, n)
-            self._free[layer] = list(range(first + n - 1, first - 1, -1))
+            slots[layer] = range(first, first + n)
+        return cls(model, slots)
 
     def base_state(self) -> dict[str, Tensor]:
         """The base's own tensors by their names in the model: what a checkpoint fills."""
@@ -83,28 +101,33 @@ class SpareExperts:
                 self._free[layer].extend(lent.values())
 
     @torch.no_grad()
-    def variant(self, slots: Slots, tensors: Iterable[tuple[TensorSpec, Tensor]]) -> Transformer:
-        """The model with other weights; while they are written, others may read the base.
+    def variant(
+        self, slots: Slots, tensors: Iterable[tuple[TensorSpec, Tensor | Fp8Weight]]
+    ) -> Transformer:
+        """The model with other weights, held as its own are; while they are written, others may
+        read the base.
 
         Args:
             slots: lent, for every expert among the tensors.
             tensors: the weights, each under what the inventory says of it.
+
+        Raises:
+            CheckpointError: if one is not finite and is to be held as integers.
         """
         model = _same_tensors(self.model)
         for layer, lent in slots.items():
-            experts = model.moe_layers()[layer].experts
-            places = torch.arange(model.config.experts, device=experts.down_proj.device)
+            experts: nn.Module = model.moe_layers()[layer].experts
+            places = torch.arange(
+                model.config.experts, device=model.model.embed_tokens.weight.device
+            )
             places[list(lent)] = torch.tensor(list(lent.values()), device=places.device)
+            assert isinstance(experts, Experts | HeldExperts)
             experts.slot_of_expert = places
         for spec, tensor in tensors:
-            found = place(spec)
-            assert found is not None
             if spec.expert is None or spec.layer is None:
-                _replace(model, found.name, tensor)
+                _replace(model, spec.name, tensor)
             else:
-                stack = model.get_parameter(found.name)
-                slot = slots[spec.layer][spec.expert]
-                stack[slot, found.first_row : found.first_row + found.rows] = tensor.to(stack)
+                _put(model, spec, slots[spec.layer][spec.expert], tensor)
         return model
 
 
@@ -115,13 +138,40 @@ def _wider(stack: Tensor, n: int) -> nn.Parameter:
 
 
 def _same_tensors(model: Transformer) -> Transformer:
-    """A model with modules of its own and the tensors of another."""
-    return deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    """A model with modules of its own and the weights of another."""
+    shared: list[object] = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if isinstance(module, HeldLinear):
+            shared.append(module.rows)
+        elif isinstance(module, HeldExperts):
+            shared += [module.rows_in, module.rows_out]
+    return deepcopy(model, {id(each): each for each in shared})
 
 
-def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Give one module a parameter of its own."""
+def _put(model: Transformer, spec: TensorSpec, slot: int, weight: Tensor | Fp8Weight) -> None:
+    """Write a matrix of an expert into a slot."""
+    found = place(spec)
+    assert found is not None
+    path, _, stack = found.name.rpartition(".")
+    experts = model.get_submodule(path)
+    last = found.first_row + found.rows
+    if isinstance(experts, HeldExperts):
+        rows_in, rows_out = experts.of_slot(slot)
+        rows = rows_out if stack == "down_proj" else rows_in
+        put_(rows.part(found.first_row, last), weight, spec.name)
+    else:
+        part = model.get_parameter(found.name)[slot, found.first_row : last]
+        part.copy_(plain(weight))
+
+
+def _replace(model: nn.Module, name: str, weight: Tensor | Fp8Weight) -> None:
+    """Give one module a weight of its own."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    own = tensor.to(getattr(module, leaf), copy=True)
-    setattr(module, leaf, nn.Parameter(own, requires_grad=False))
+    if isinstance(module, HeldLinear):
+        rows = Rows.empty(len(module.rows.values), module.rows.width, module.rows.kind)
+        put_(rows, weight, name)
+        model.set_submodule(path, HeldLinear(rows))
+    else:
+        own = plain(weight).to(getattr(module, leaf), copy=True)
+        setattr(module, leaf, nn.Parameter(own, requires_grad=False))

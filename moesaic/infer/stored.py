@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from moesaic.checkpoint.compressed import PACKED, SCALES
 from moesaic.checkpoint.files import fill_, read_tensor
 from moesaic.checkpoint.load import Reader
 from moesaic.checkpoint.names import SCALE
+from moesaic.checkpoint.quantised import plain
 from moesaic.config.model import Fp8Blocks
 from moesaic.config.packed import PackedGroups
 from moesaic.errors import ConfigError
 from moesaic.kernels.groupwise import GROUP
 from moesaic.kernels.native.pack import FLOAT_KINDS, Form, Kind, Rows, row_bytes
-from moesaic.kernels.quantise import BLOCK, FP8
+from moesaic.kernels.quantise import BLOCK, FP8, Fp8Weight
 from moesaic.planner.inventory import TensorSpec, tensors
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -83,9 +85,7 @@ class Source:
     def _read_float8_(self, rows: Rows, name: str) -> None:
         stored = self.reader.report.stored
         fill_(rows.values.view(FP8), stored[name])
-        scales = read_tensor(stored[name + SCALE]).repeat_interleave(BLOCK[0], dim=0)
-        assert rows.scales is not None
-        rows.scales.copy_(scales[: len(rows.values)])
+        _put_scales_(rows, read_tensor(stored[name + SCALE]))
 
     def _read_codes_(self, rows: Rows, name: str) -> None:
         """Words are the bytes of the codes, one after the other."""
@@ -142,6 +142,26 @@ def read_expert_(source: Source, layer: int, expert: int, rows_in: Rows, rows_ou
     parts = rows_in.part(0, inner), rows_in.part(inner, 2 * inner), rows_out
     for name, rows in zip(_PROJECTIONS, parts, strict=True):
         source.read_into_(rows, f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight")
+
+
+def put_(rows: Rows, weight: Tensor | Fp8Weight, name: str) -> None:
+    """Fill rows with a tensor as a checkpoint would store it, like `Source.read_into_`.
+
+    Raises:
+        CheckpointError: if it is not finite and is to be made integers.
+    """
+    if rows.kind == "float8":
+        assert isinstance(weight, Fp8Weight)
+        rows.values.view(FP8).copy_(weight.weight)
+        _put_scales_(rows, weight.weight_scale_inv)
+    else:
+        rows.put_(plain(weight), name)
+
+
+def _put_scales_(rows: Rows, scales: Tensor) -> None:
+    """One of a block becomes one of each of its rows."""
+    assert rows.scales is not None
+    rows.scales.copy_(scales.repeat_interleave(BLOCK[0], dim=0)[: len(rows.values)])
 
 
 def _is_down(spec: TensorSpec) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from moesaic.checkpoint.load import Reader, load_into
+from moesaic.checkpoint.load import Reader
 from moesaic.config.serve import ServeConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import ConfigError
@@ -14,9 +14,9 @@ from moesaic.infer.batching import BatchEngine
 from moesaic.infer.blocks import BLOCK, BlockPool
 from moesaic.infer.decoder import Decoder, build_decoder
 from moesaic.infer.expert_load import ExpertLoad
-from moesaic.infer.load import load_held
+from moesaic.infer.load import load_held, load_spacious
 from moesaic.infer.spare import SpareExperts
-from moesaic.model.build import empty_model, torch_dtype
+from moesaic.model.build import torch_dtype
 from moesaic.model.transformer import Transformer
 from moesaic.serve.served import Served
 from moesaic.serve.shards import Shards, room_for
@@ -31,12 +31,11 @@ def load_served(
     Args:
         folder: the checkpoint.
         config: how to hold it, and what to let in.
-        shards: folders of shards by their names. With some, or room for some, weights are held as
-            floats, those that are stored as 8-bit floats too.
+        shards: folders of shards by their names; what they change is held as the model is.
 
     Raises:
         ConfigError: if the device is missing, the cache smaller than a block, or the weights are
-            to be integers or in a bounded memory and there are shards.
+            to be in a bounded memory and there are shards.
         CheckpointError: if the folder is incomplete or damaged.
         DataError: if it has no tokenizer.
         ShardError: if a shard cannot be loaded.
@@ -66,20 +65,13 @@ def _load_spacious(
     reader: Reader, shards: Mapping[str, Path], config: ServeConfig, device: str
 ) -> SpareExperts:
     """A model with room for the experts of shards, those given and those to come."""
-    if config.form != "weights":
-        raise ConfigError(
-            f"form={config.form!r}: shards are served beside weights as they are; leave form out, "
-            "or serve the merged checkpoint"
-        )
     if config.memory is not None:
         raise ConfigError(
             f"memory={gib(config.memory)}: shards are served beside experts that are all held; "
             "leave memory out, or serve the merged checkpoint"
         )
-    model = empty_model(reader.config, config.dtype, device).requires_grad_(False)
-    spare = SpareExperts(model, room_for(shards.values(), reader, config.spare_experts))
-    load_into(reader, spare.base_state())
-    return spare
+    room = room_for(shards.values(), reader, config.spare_experts)
+    return load_spacious(reader, room, config.dtype, device, config.form)
 
 
 def _blocks(config: ServeConfig) -> int:

@@ -1,14 +1,17 @@
 """A tiny model, served."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 from served import client_of, plain_client_of, served
+from shards import Home, MakeHome
 
+from moesaic.config.model import ModelConfig
 from moesaic.config.presets import get_preset
 from moesaic.data.chat_templates import TEMPLATES
 from moesaic.data.tokenizer import Tokenizer
@@ -56,3 +59,21 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 def plain(server: Server) -> Iterator[httpx.Client]:
     with plain_client_of(server) as opened:
         yield opened
+
+
+@pytest.fixture
+def make_home(
+    tmp_path: Path, tiny_config: Callable[..., ModelConfig], tokenizer: Tokenizer
+) -> MakeHome:
+    """``make_home(family, dtype, **changes)``"""
+
+    def make(family: str = "v2", dtype: str = "bfloat16", **changes: Any) -> Home:
+        config = tiny_config(family, vocab_size=320, eos_token_id=None, **changes)
+        return Home.make(tmp_path, config, tokenizer, dtype)
+
+    return make
+
+
+@pytest.fixture
+def home(make_home: MakeHome) -> Home:
+    return make_home()

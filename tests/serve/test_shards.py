@@ -1,63 +1,18 @@
 """A shard beside its base answers as the merged checkpoint does, and harms no other answer."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from jobs import prompts, wait_for
-from shards import EXPERTS, OTHERS, Home, told
+from shards import EXPERTS, OTHERS, Home, MakeHome, answers, answers_of, ask, told
 
 from moesaic.config.infer import GenerateConfig
-from moesaic.config.model import ModelConfig
-from moesaic.data.tokenizer import Tokenizer
-from moesaic.errors import ConfigError, RequestError, ShardError
+from moesaic.errors import RequestError, ShardError
 from moesaic.infer.decoder import CpuDecoder
-from moesaic.infer.job import Job, Stream
+from moesaic.infer.job import Job
 from moesaic.serve.errors import RefusedError
-from moesaic.serve.served import Served
-
-MakeHome = Callable[..., Home]
-
-
-@pytest.fixture
-def make_home(
-    tmp_path: Path, tiny_config: Callable[..., ModelConfig], tokenizer: Tokenizer
-) -> MakeHome:
-    """``make_home(family, dtype, **changes)``"""
-
-    def make(family: str = "v2", dtype: str = "bfloat16", **changes: Any) -> Home:
-        config = tiny_config(family, vocab_size=320, eos_token_id=None, **changes)
-        return Home.make(tmp_path, config, tokenizer, dtype)
-
-    return make
-
-
-@pytest.fixture
-def home(make_home: MakeHome) -> Home:
-    return make_home()
-
-
-def ask(served: Served, model: str, ids: list[int], **settings: Any) -> Stream:
-    """Ask a model, as the server does for a request that names it."""
-    shard = served.shard_of(model)
-    variant = None if shard is None else shard.variant
-    chosen = GenerateConfig.parse({"max_new_tokens": 8, "temperature": 0, **settings})
-    return served.engine.submit(Job(tuple(ids), chosen, top_logprobs=0, variant=variant))
-
-
-def answers(served: Served, model: str, rows: list[list[int]], **settings: Any) -> list[Any]:
-    """All at once."""
-    asked = [ask(served, model, row, **settings) for row in rows]
-    return [told(list(stream)) for stream in asked]
-
-
-def answers_of(home: Home, folder: Path, rows: list[list[int]], **settings: Any) -> list[Any]:
-    """Of a checkpoint served by itself."""
-    alone = home.served(folder, **settings)
-    with alone.engine:
-        return answers(alone, alone.name, rows)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +35,8 @@ def test_a_shard_answers_as_the_merged_checkpoint_to_the_last_bit(
     with served.engine:
         found = answers(served, "base+law", rows)
         plain = answers(served, "base", rows)
-    held: dict[str, Any] = {"dtype": computed, "spare_experts": 1}  # as the base is: as floats
-    assert found == answers_of(home, home.merged(shard), rows, **held)
-    assert plain == answers_of(home, home.base, rows, **held)
+    assert found == answers_of(home, home.merged(shard), rows, dtype=computed)
+    assert plain == answers_of(home, home.base, rows, dtype=computed)
     assert found != plain
 
 
@@ -238,18 +192,6 @@ def test_a_shard_of_no_tokens_changes_nothing(home: Home):
     served, rows = home.served(shards={"none": home.shard("none", tokens=0)}), prompts(2)
     with served.engine:
         assert answers(served, "base+none", rows) == answers(served, "base", rows)
-
-
-def test_shards_beside_integers_are_refused(home: Home):
-    with pytest.raises(ConfigError, match="form='int8': shards are served beside weights as they"):
-        home.served(shards={"law": home.shard("law")}, form="int8")
-
-
-def test_shards_in_a_bounded_memory_are_refused(home: Home):
-    with pytest.raises(
-        ConfigError, match=r"memory=1\.0 GiB: shards are served beside experts that"
-    ):
-        home.served(shards={"law": home.shard("law")}, memory="1GiB")
 
 
 def test_a_base_in_a_bounded_memory_answers_the_same_and_tells_of_its_experts(home: Home):
