@@ -110,50 +110,39 @@ class Speculation:
             tuple(sample(end.logits_TV[-1:], self._config, [text.generator]).tolist())
             for text, end in zip(texts, ends, strict=True)
         ]
-        for text, ids in zip(texts, drawn, strict=True):
+        for text, ids, end in zip(texts, drawn, ends, strict=True):
             text.take(ids)
-        self._draft(texts, drawn, [end.hidden_TD[-1:] for end in ends])
+            text.known.append((ids, end.hidden_TD[-1:]))
 
     def _step(self, texts: list["_Text"]) -> list[tuple[int, ...]]:
         """One pass over some texts; the new tokens of each."""
-        start, with_drafts = self.pace.clock(), not self.pace.is_plain_turn
-        fed = [Fed(text.held, text.next_ids(with_drafts), "all") for text in texts]
+        start = self.pace.clock()
+        if not self.pace.is_plain_turn:
+            self._draft([text for text in texts if text.left > 1])
+        fed = [Fed(text.held, text.next_ids(), "all") for text in texts]
         found = self._decoder.feed(fed)
         drawn = [
-            text.verify(one.ids, got.logits_TV, self._config)
+            text.verify(one.ids, got, self._config)
             for text, one, got in zip(texts, fed, found, strict=True)
         ]
-        plain_s = self.pace.clock() - start
-        if not self.pace.is_on:
-            return drawn
-        kept = [got.hidden_TD[: len(ids)] for got, ids in zip(found, drawn, strict=True)]
-        self._draft(texts, drawn, kept)
-        if any(len(one.ids) > 1 for one in fed):
-            accepted = [
-                len(ids) - 1 for one, ids in zip(fed, drawn, strict=True) if len(one.ids) > 1
-            ]
-            self.pace.add_drafted(self.pace.clock() - start, accepted)
+        took_s, each = self.pace.clock() - start, list(zip(fed, drawn, strict=True))
+        if accepted := [len(ids) - 1 for one, ids in each if len(one.ids) > 1]:
+            self.pace.add_drafted(took_s, accepted)
         else:
-            self.pace.add_plain(plain_s)
+            self.pace.add_plain(took_s)
+        if not self.pace.is_on:
+            for text in texts:
+                text.known.clear()
         return drawn
 
-    def _draft(
-        self,
-        texts: Sequence["_Text"],
-        drawn: Sequence[tuple[int, ...]],
-        hidden: Sequence[Tensor],
-    ) -> None:
-        """Feed the module what is known now, and draw a draft for each text that goes on."""
-        going = [
-            (text, Known(text.ahead, ids, hidden_TD))
-            for text, ids, hidden_TD in zip(texts, drawn, hidden, strict=True)
-            if text.left > 1
-        ]
-        if going:
-            logits_BV = self._decoder.draft([known for _, known in going])
-            drafts = guess(logits_BV, self._config, [text.generator for text, _ in going])
-            for (text, _), draft in zip(going, drafts, strict=True):
-                text.draft = draft
+    def _draft(self, texts: Sequence["_Text"]) -> None:
+        """Feed the module what is known of some texts, and draw a draft for each."""
+        if not texts:
+            return
+        logits_BV = self._decoder.draft([text.take_known() for text in texts])
+        drafts = guess(logits_BV, self._config, [text.generator for text in texts])
+        for text, draft in zip(texts, drafts, strict=True):
+            text.draft = draft
 
 
 @dataclass(slots=True)
@@ -171,6 +160,8 @@ class _Text:
     """Drawn last, and not fed yet."""
     draft: Draft | None = None
     """Of the token after it."""
+    known: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
+    """Tokens drawn, and hidden states of those before, that the module was not fed yet."""
     counts: Counts = field(default_factory=Counts)
 
     @classmethod
@@ -184,25 +175,30 @@ class _Text:
         ids = tuple(self.prompt[start : start + most])
         return Fed(self.held, ids, "hidden" if start + most < len(self.prompt) else "all")
 
-    def next_ids(self, with_draft: bool) -> tuple[int, ...]:
-        """What to feed."""
-        return (self.token, self.draft.token) if with_draft and self.draft else (self.token,)
+    def take_known(self) -> Known:
+        """What the prediction module was not fed yet."""
+        ids = tuple(token for drawn, _ in self.known for token in drawn)
+        hidden_TD = torch.cat([hidden for _, hidden in self.known])
+        self.known.clear()
+        return Known(self.ahead, ids, hidden_TD)
 
-    def verify(
-        self, ids: tuple[int, ...], logits_TV: Tensor, config: GenerateConfig
-    ) -> tuple[int, ...]:
+    def next_ids(self) -> tuple[int, ...]:
+        """What to feed."""
+        return (self.token, self.draft.token) if self.draft else (self.token,)
+
+    def verify(self, ids: tuple[int, ...], found: Found, config: GenerateConfig) -> tuple[int, ...]:
         """New tokens after ``ids`` were fed; a draft among them that is wrong is forgotten."""
-        if len(ids) > 1:
-            assert self.draft is not None
-            drawn = verify(self.draft, logits_TV, config, self.generator)
+        if self.draft is not None:
+            drawn = verify(self.draft, found.logits_TV, config, self.generator)
             self.counts.drafts += 1
             self.counts.accepted += len(drawn) - 1
         else:
-            drawn = tuple(sample(logits_TV, config, [self.generator]).tolist())
+            drawn = tuple(sample(found.logits_TV, config, [self.generator]).tolist())
         self.held.cut(self.held.length - len(ids) + len(drawn))
         self.counts.passes += 1
         self.counts.tokens += len(drawn)
         self.take(drawn)
+        self.known.append((drawn, found.hidden_TD[: len(drawn)]))
         return drawn
 
     def take(self, drawn: tuple[int, ...]) -> None:

@@ -70,7 +70,7 @@ def _shared(q_BHSQ: Tensor, k_BCQ: Tensor, v_BCU: Tensor, visible: Tensor | None
     scores = q_BHSQ.flatten(1, 2) @ k_BCQ.transpose(1, 2)
     scores_BHSC = scores.unflatten(1, q_BHSQ.shape[1:3])
     if visible is not None:
-        scores_BHSC = torch.where(visible, scores_BHSC, float("-inf"))
+        scores_BHSC = scores_BHSC.masked_fill_(~visible, float("-inf"))
     wide = torch.promote_types(scores.dtype, torch.float32)
     weights_BHSC = scores_BHSC.softmax(-1, dtype=wide).to(scores.dtype)
     return (weights_BHSC.flatten(1, 2) @ v_BCU).unflatten(1, q_BHSQ.shape[1:3])

@@ -86,11 +86,11 @@ def test_wrong_drafts_end_after_the_trial():
     assert decoder.fed[-80:] == [1] * 80
 
 
-def test_a_draft_that_is_never_made_costs_nothing():
-    """Once drafts have ended a pass is one of a single token, and nothing else."""
+def test_a_pass_without_drafts_takes_as_long_as_without_the_module():
+    """During the trial, too: what the module was not fed then it is fed with the next draft."""
     _, decoder = write(echo(TINY), 1.5, 0.6)
-    plain_s, drafts = decoder.fed[1:].count(1) * 1.0, 2 + 3 + 3
-    assert decoder.now <= 1.5 + plain_s + 3 * 1.5 + drafts * 0.6
+    prompt_s = 1.5 + 0.6
+    assert decoder.now == pytest.approx(prompt_s + decoder.fed[1:].count(1) + 3 * (1.5 + 0.6))
 
 
 def test_the_gain_is_tokens_per_pass_over_what_the_pass_costs():
