@@ -23,11 +23,15 @@ from moesaic.kernels.grouped import (
     FrozenExperts,
     all_stacks,
     arrange,
+    count_experts,
     halves,
+    products,
     sum_of_rows,
+    summed_products,
     weight_of_row,
 )
 from moesaic.kernels.layout import Layout, TieredLayout
+from moesaic.kernels.pieces import Matrices
 
 
 class LowRank(NamedTuple):
@@ -63,8 +67,12 @@ class _Frozen:
     slots: Tensor
     scale: float
 
-    def stacks(self) -> tuple[Tensor, Tensor]:
+    def stacks(self) -> tuple[Matrices, Matrices]:
         return all_stacks(self.gate_up, self.down, self.beside)
+
+    @property
+    def n_experts(self) -> int:
+        return count_experts(self.down, self.beside)
 
 
 class _AdaptedExperts(torch.autograd.Function):
@@ -78,15 +86,15 @@ class _AdaptedExperts(torch.autograd.Function):
     ) -> Tensor:
         dtype, layout = x_TD.dtype, frozen.layout
         all_gate_up, all_down = frozen.stacks()
-        for_gate_up, for_down = _spread(frozen, parts, len(all_down), dtype)
+        for_gate_up, for_down = _spread(frozen, parts, dtype)
         rows = x_TD.index_select(0, layout.token_of_row)
-        inner = layout.matmul(rows, all_gate_up.mT)
+        inner = products(layout, rows, all_gate_up.mT)
         inner += _thin(layout, _narrowed(frozen, rows, for_gate_up), for_gate_up.b.mT)
         del rows
         gate, up = halves(inner)
         weighted = F.silu(gate).mul_(up).mul_(weight_of_row(layout, weights_TK, dtype))
         del gate
-        out_TD = sum_of_rows(layout, layout.matmul(weighted, all_down.mT))
+        out_TD = summed_products(layout, weighted, all_down.mT)
         narrowed = _narrowed(frozen, weighted, for_down)
         del weighted
         out_TD += sum_of_rows(layout, _thin(layout, narrowed, for_down.b.mT))
@@ -103,13 +111,13 @@ class _AdaptedExperts(torch.autograd.Function):
         frozen: _Frozen = ctx.frozen
         layout, dtype = frozen.layout, x_TD.dtype
         all_gate_up, all_down = frozen.stacks()
-        for_gate_up, for_down = _spread(frozen, parts, len(all_down), dtype)
+        for_gate_up, for_down = _spread(frozen, parts, dtype)
         weight = weight_of_row(layout, weights_TK, dtype)
         gate, up = halves(inner)
         active = F.silu(gate).mul_(up)
         grad_rows = grads[0].index_select(0, layout.token_of_row)
         d_low = _thin(layout, grad_rows, for_down.b).mul_(frozen.scale)
-        d_active = layout.matmul(grad_rows, all_down).add_(_thin(layout, d_low, for_down.a))
+        d_active = products(layout, grad_rows, all_down).add_(_thin(layout, d_low, for_down.a))
         d_weight = (d_active * active).sum(-1, dtype=weights_TK.dtype)
         d_weights_TK = d_weight.index_select(0, layout.row_TK.flatten()).view_as(weights_TK)
         d_down = _factor_gradients(frozen, for_down, active.mul_(weight), grad_rows, d_low)
@@ -124,7 +132,7 @@ class _AdaptedExperts(torch.autograd.Function):
         del rows
         d_x_TD = None
         if ctx.needs_input_grad[0]:
-            d_x_TD = sum_of_rows(layout, layout.matmul(d_inner, all_gate_up))
+            d_x_TD = summed_products(layout, d_inner, all_gate_up)
             del d_inner
             d_x_TD += sum_of_rows(layout, _thin(layout, d_low, for_gate_up.a))
         d_parts = (*_separate(d_gate_up), *d_down)
@@ -149,17 +157,15 @@ def adapted_experts(
 
     Source: LoRA (arXiv 2106.09685) eq. 3.
     """
-    n_stacked, _, inner = down.shape
-    n_experts = n_stacked + (0 if frozen is None else frozen.count)
-    rank = adapters.down.a.shape[-2]
-    layout = arrange(x_TD, slots_TK, n_experts, inner, rank)
+    rank, inner = adapters.down.a.shape[-2], down.shape[2]
+    layout = arrange(x_TD, slots_TK, count_experts(down, frozen), inner, rank)
     rest = _Frozen(gate_up, down, layout, frozen, adapters.slots, adapters.scale)
     parts = (*adapters.gate, *adapters.up, *adapters.down)
     return _AdaptedExperts.apply(x_TD, weights_TK, rest, *parts)
 
 
 def _spread(
-    frozen: _Frozen, parts: Sequence[Tensor], n_experts: int, dtype: torch.dtype
+    frozen: _Frozen, parts: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[LowRank, LowRank]:
     """Adapters of gate and up as one of twice the rank, and of down, with zeros for the experts
     that have none: finding the rows of those that have some would wait for the device."""
@@ -168,7 +174,7 @@ def _spread(
     apart = torch.cat((F.pad(gate.b, (0, up.b.shape[2])), F.pad(up.b, (gate.b.shape[2], 0))), dim=1)
 
     def spread(part: Tensor) -> Tensor:
-        out = torch.zeros(n_experts, *part.shape[1:], dtype=dtype, device=part.device)
+        out = torch.zeros(frozen.n_experts, *part.shape[1:], dtype=dtype, device=part.device)
         return out.index_copy_(0, frozen.slots, part.to(dtype))
 
     return LowRank(spread(both), spread(apart)), LowRank(spread(down.a), spread(down.b))

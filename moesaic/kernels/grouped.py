@@ -18,6 +18,7 @@ from moesaic.kernels.elementwise import (
     swiglu_backward,
 )
 from moesaic.kernels.layout import Layout, SortedLayout, TieredLayout
+from moesaic.kernels.pieces import Matrices, by_columns
 
 _FEW_PAIRS = 32
 """Without gradients, up to this many pairs are computed one by one."""
@@ -36,11 +37,12 @@ class FrozenExperts(Protocol):
         """How many they are."""
         ...
 
-    def beside(self, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    def beside(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices]:
         """Both stacks of all experts: those given, then these.
 
-        The result is read before any other ``beside`` is called, and may be overwritten by it. It
-        is asked for twice in a step: once forward, once backward.
+        The result is read before any other ``beside`` is called, and may be overwritten by it; of
+        what comes in pieces one stack is read at a time. It is asked for twice in a step: once
+        forward, once backward.
         """
         ...
 
@@ -63,11 +65,9 @@ class _Experts(torch.autograd.Function):
     ) -> Tensor:
         dtype = x_TD.dtype
         all_gate_up, all_down = all_stacks(gate_up, down, frozen)
-        inner = layout.matmul(
-            x_TD.index_select(0, layout.token_of_row), all_gate_up.transpose(1, 2)
-        )
+        inner = products(layout, x_TD.index_select(0, layout.token_of_row), all_gate_up.mT)
         weighted = gated_halves(inner, weight_of_row(layout, weights_TK, dtype))
-        out_TD = sum_of_rows(layout, layout.matmul(weighted, all_down.transpose(1, 2)))
+        out_TD = summed_products(layout, weighted, all_down.mT)
         ctx.save_for_backward(x_TD, weights_TK, gate_up, down, inner)
         ctx.layout, ctx.frozen = layout, frozen
         # The stacks themselves: what is saved may be a view without the gradient.
@@ -86,7 +86,7 @@ class _Experts(torch.autograd.Function):
         all_gate_up, all_down = all_stacks(gate_up, down, ctx.frozen)
         weight = weight_of_row(layout, weights_TK, dtype)
         grad_rows = grads[0].index_select(0, layout.token_of_row)
-        d_active = layout.matmul(grad_rows, all_down)
+        d_active = products(layout, grad_rows, all_down)
         d_x_TD = d_gate_up = d_down = None
         swept = gated_halves_backward(d_active, inner, weight, wants_weights, wants_down)
         d_weight, active = (
@@ -102,7 +102,7 @@ class _Experts(torch.autograd.Function):
             d_gate_up = _outer(layout, d_inner, rows, gate_up, ctx.stacks[0])
             del rows
         if wants_x:
-            d_x_TD = sum_of_rows(layout, layout.matmul(d_inner, all_gate_up))
+            d_x_TD = summed_products(layout, d_inner, all_gate_up)
         d_weights_TK = None if d_weight is None else weight_of_pair(layout, d_weight, weights_TK)
         return d_x_TD, d_weights_TK, d_gate_up, d_down, None, None, None
 
@@ -131,9 +131,7 @@ def experts(
     few = slots_TK.numel() <= _FEW_PAIRS and frozen is None and not torch.is_grad_enabled()
     if few and x_TD.device.type == "cpu":
         return _pair_by_pair(x_TD, slots_TK, weights_TK, gate_up, down)
-    n_stacked, _, inner = down.shape
-    n_experts = n_stacked + (0 if frozen is None else frozen.count)
-    layout = arrange(x_TD, slots_TK, n_experts, inner)
+    layout = arrange(x_TD, slots_TK, count_experts(down, frozen), down.shape[2])
     return arranged(x_TD, weights_TK, gate_up, down, layout, frozen, accumulate)
 
 
@@ -152,9 +150,14 @@ def arranged(
 
 def all_stacks(
     gate_up: Tensor, down: Tensor, frozen: FrozenExperts | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Matrices, Matrices]:
     """Both stacks of all experts, with those held beside them."""
     return (gate_up, down) if frozen is None else frozen.beside(gate_up, down)
+
+
+def count_experts(down: Tensor, frozen: FrozenExperts | None) -> int:
+    """How many experts these are together."""
+    return len(down) + (0 if frozen is None else frozen.count)
 
 
 def _active(
@@ -251,6 +254,16 @@ def weight_of_row(layout: Layout, weights_TK: Tensor, dtype: torch.dtype) -> Ten
 def weight_of_pair(layout: Layout, per_row: Tensor, like_TK: Tensor) -> Tensor:
     """What rows have, brought back to the pairs: [T, K]."""
     return per_row.to(like_TK.dtype).index_select(0, layout.row_TK.flatten()).view_as(like_TK)
+
+
+def products(layout: Layout, rows: Tensor, matrices: Matrices) -> Tensor:
+    """Each row times its expert's matrix: [rows, a] and [e, a, b] to [rows, b]."""
+    return by_columns(matrices, lambda part: layout.matmul(rows, part))
+
+
+def summed_products(layout: Layout, rows: Tensor, matrices: Matrices) -> Tensor:
+    """`sum_of_rows` of `products`, of which those of one piece exist at a time: [T, b]."""
+    return by_columns(matrices, lambda part: sum_of_rows(layout, layout.matmul(rows, part)))
 
 
 def sum_of_rows(layout: Layout, rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Only the weight is quantised: it is brought back to the dtype of the product before each use.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,6 +57,32 @@ class GroupwiseWeight:
         """One weight of a stack; it shares the stack's memory."""
         parts = self.values[index], self.scales[index]
         return GroupwiseWeight(*parts, self.bits, self.group, self.shape[1:])
+
+    @property
+    def runs(self) -> int:
+        """Neighbouring codes of a row lie in neighbouring bytes within each of so many parts."""
+        return 8 // self.bits
+
+    def rows(self, start: int, end: int) -> "GroupwiseWeight":
+        """Some rows of every matrix; they share the memory."""
+        values, scales = self.values[..., start:end, :], self.scales[..., start:end, :]
+        shape = *self.shape[:-2], end - start, self.shape[-1]
+        return GroupwiseWeight(values, scales, self.bits, self.group, shape)
+
+    def columns(self, start: int, end: int) -> "GroupwiseWeight":
+        """Whole groups of every run of the rows; their codes share the memory.
+
+        Args:
+            start: the first column of a run.
+            end: the column after the last.
+        """
+        n_columns = self.runs * (end - start)
+        if n_columns == self.shape[-1]:
+            return self
+        groups = slice(start // self.group, end // self.group)
+        scales = self.scales.unflatten(-1, (self.runs, -1))[..., groups].flatten(-2)
+        shape = *self.shape[:-1], n_columns
+        return GroupwiseWeight(self.values[..., start:end], scales, self.bits, self.group, shape)
 
     def copy_(self, other: "GroupwiseWeight") -> None:
         """Take the values of a weight of the same shape and form."""
@@ -124,18 +151,25 @@ def dequantise_groups_into_(out: Tensor, stored: GroupwiseWeight) -> None:
     """`dequantise_groups`, rounded to the dtype of ``out`` and written there.
 
     Args:
-        out: of the weight's shape, contiguous.
+        out: of the weight's shape.
         stored: the weight.
     """
-    width = stored.shape[-1]
-    assert out.is_contiguous()
     assert tuple(out.shape) == stored.shape
     at_once = _AT_ONCE_ON_CPU if out.device.type == "cpu" else _AT_ONCE_ON_GPU
-    n_rows = max(1, at_once // max(1, width))
-    parts = (out.detach(), stored.values, stored.scales)
-    for rows, values, scales in zip(*(p.flatten(0, -2).split(n_rows) for p in parts), strict=True):
-        _write_codes_(rows, values, stored.bits)
-        _scale_(rows, scales, stored.group)
+    for part, values, scales in _parts(at_once, out.detach(), stored.values, stored.scales):
+        _write_codes_(part, values, stored.bits)
+        _scale_(part, scales, stored.group)
+
+
+def _parts(most: int, *whole: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors that belong together, cut along their first axes until the first has few values."""
+    first = whole[0]
+    each = first[0].numel() if len(first) else 0
+    if first.ndim > 2 and each > most:
+        for one in zip(*whole, strict=True):
+            yield from _parts(most, *one)
+    else:
+        yield from zip(*(x.split(max(1, most // max(1, each))) for x in whole), strict=True)
 
 
 @follows_autocast
@@ -218,13 +252,13 @@ def _write_codes_(rows: Tensor, values: Tensor, bits: Bits) -> None:
         rows.copy_(values)
         return
     half = values.shape[-1]
-    rows[:, :half].copy_(values.bitwise_left_shift(4).bitwise_right_shift_(4))
-    rows[:, half:].copy_(values[:, : rows.shape[1] - half].bitwise_right_shift(4))
+    rows[..., :half].copy_(values.bitwise_left_shift(4).bitwise_right_shift_(4))
+    rows[..., half:].copy_(values[..., : rows.shape[-1] - half].bitwise_right_shift(4))
 
 
 def _scale_(rows: Tensor, scales: Tensor, group: int) -> None:
     """Multiply every group by its scale; of a last group that is shorter, what there is."""
-    n_whole = rows.shape[1] // group
-    whole = rows[:, : n_whole * group].unflatten(1, (n_whole, group))
-    whole.mul_(scales[:, :n_whole].unsqueeze(-1))
-    rows[:, n_whole * group :].mul_(scales[:, n_whole:])
+    n_whole = rows.shape[-1] // group
+    whole = rows[..., : n_whole * group].unflatten(-1, (n_whole, group))
+    whole.mul_(scales[..., :n_whole].unsqueeze(-1))
+    rows[..., n_whole * group :].mul_(scales[..., n_whole:])

@@ -3,7 +3,9 @@
 Letters: D hidden, F expert width.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 import torch
@@ -19,17 +21,29 @@ LinearRole = Literal["attention", "dense", "shared"]
 """Parts of a model that consist of linear layers: attention, dense layers, shared experts."""
 
 
-class Scratch:
-    """Memory for both stacks of one layer, in the dtype of the products.
+PIECE = 2**26
+"""Weights of a layer's experts that are brought back at a time, unless they are of fewer columns
+than `COLUMNS`."""
+COLUMNS = 2 * GROUP
+"""Columns of a piece are a multiple of this many: whole groups of both codes that share a byte."""
 
-    All layers of a model share it: it is as large as the largest of them needs, and holds the
-    experts of the one that used it last.
+
+class Scratch:
+    """Memory for a piece of the experts' weights, in the dtype of the products.
+
+    All layers of a model share it: it is as large as the largest piece of any of them.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device | str, most: int = PIECE) -> None:
+        """Nothing is held yet.
+
+        Args:
+            dtype: of the products.
+            device: where to.
+            most: weights of a piece.
+        """
         self._memory = torch.empty(0, dtype=dtype, device=device)
-        self.holder: object | None = None
-        """Whose frozen experts are in it."""
+        self.most = most
 
     @property
     def device(self) -> torch.device:
@@ -41,21 +55,93 @@ class Scratch:
         """How large it is."""
         return self._memory.nbytes
 
-    def reserve_(self, held: int, width: int, inner: int) -> None:
-        """Have room for this many experts."""
-        if 3 * held * width * inner > self._memory.numel():
-            self._memory = self._memory.new_empty(3 * held * width * inner)
-            self.holder = None
+    def reserve_(self, size: int) -> None:
+        """Have room for this many weights."""
+        if size > self._memory.numel():
+            self._memory = self._memory.new_empty(size)
 
-    def stacks(self, held: int, width: int, inner: int) -> tuple[Tensor, Tensor]:
-        """Views of it as the stacks of so many experts: [held, 2F, D] and [held, D, F]."""
-        size = held * width * inner
-        gate_up, down = self._memory[: 2 * size], self._memory[2 * size : 3 * size]
-        return gate_up.view(held, 2 * inner, width), down.view(held, width, inner)
+    def room(self, *shape: int) -> Tensor:
+        """Its beginning, as a tensor."""
+        return self._memory[: prod(shape)].view(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedStack:
+    """One projection of all experts of a layer, [e, rows, columns], brought back piece by piece.
+
+    See `Pieces`. Transposed, its columns are rows of the weights.
+    """
+
+    trained: Tensor
+    """The first experts, copied in every time: they are few, and nothing has to tell whether they
+    changed."""
+    stored: GroupwiseWeight
+    """Those beside them."""
+    scratch: Scratch
+    is_transposed: bool = False
+
+    @property
+    def mT(self) -> "QuantisedStack":
+        """The same weights transposed."""
+        return replace(self, is_transposed=not self.is_transposed)
+
+    @property
+    def width(self) -> int:
+        """Columns of the whole."""
+        return self.stored.shape[1 if self.is_transposed else 2]
+
+    @property
+    def runs(self) -> int:
+        """Equal parts of the columns, of each of which a piece has the same."""
+        return 1 if self.is_transposed else self.stored.runs
+
+    @property
+    def at_once(self) -> int:
+        """Columns of a piece, all pieces being of about as many."""
+        height = self._height
+        has_whole_groups = self.is_transposed or self.width % (self.runs * self.stored.group) == 0
+        if self.width * height <= self.scratch.most or not has_whole_groups:
+            return self.width
+        steps = -(-self.width // COLUMNS)
+        n_pieces = -(-steps // max(1, self.scratch.most // (COLUMNS * height)))
+        return min(self.width, COLUMNS * -(-steps // n_pieces))
+
+    @property
+    def largest(self) -> int:
+        """Weights of a piece."""
+        return self.at_once * self._height
+
+    @property
+    def _height(self) -> int:
+        """Weights of a column, of all experts."""
+        n_experts = len(self.trained) + self.stored.shape[0]
+        return n_experts * self.stored.shape[2 if self.is_transposed else 1]
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        """See `Pieces`."""
+        if self.at_once == self.width:
+            yield 0, self._filled(self.trained, self.stored)
+            return
+        length, step = self.width // self.runs, self.at_once // self.runs
+        for start in range(0, length, step):
+            yield start, self._piece(start, min(start + step, length))
+
+    def _piece(self, start: int, end: int) -> Tensor:
+        if self.is_transposed:
+            return self._filled(self.trained[:, start:end], self.stored.rows(start, end))
+        by_run = self.trained.unflatten(2, (self.runs, -1))
+        return self._filled(by_run[..., start:end], self.stored.columns(start, end))
+
+    def _filled(self, trained: Tensor, stored: GroupwiseWeight) -> Tensor:
+        n_frozen, *shape = stored.shape
+        room = self.scratch.room(len(trained) + n_frozen, *shape)
+        room[: len(trained)].view(trained.shape).copy_(trained.detach())
+        groupwise.dequantise_groups_into_(room[len(trained) :], stored)
+        return room.mT if self.is_transposed else room
 
 
 class QuantisedExperts:
-    """The frozen experts of a layer in 8 or 4 bit, brought back into a `Scratch` at each use."""
+    """The frozen experts of a layer in 8 or 4 bit, brought back piece by piece at each use."""
 
     def __init__(
         self, n_stacked: int, n_frozen: int, width: int, inner: int, bits: Bits, scratch: Scratch
@@ -70,13 +156,14 @@ class QuantisedExperts:
             bits: of a code.
             scratch: shared by all layers of the model.
         """
-        self.count = n_frozen
-        self._scratch, self._sizes = scratch, (n_stacked + n_frozen, width, inner)
+        self.count, self._scratch = n_frozen, scratch
         self._stores = (
             GroupwiseWeight.empty((n_frozen, 2 * inner, width), bits, GROUP, scratch.device),
             GroupwiseWeight.empty((n_frozen, width, inner), bits, GROUP, scratch.device),
         )
-        scratch.reserve_(*self._sizes)
+        sizes = (torch.empty(n_stacked, *x.shape[1:], device="meta") for x in self._stores)
+        for stack in self.beside(*sizes):
+            scratch.reserve_(max(stack.largest, stack.mT.largest))
 
     @property
     def stores(self) -> tuple[GroupwiseWeight, GroupwiseWeight]:
@@ -102,23 +189,14 @@ class QuantisedExperts:
         """
         for store, weight in zip(self._stores, (gate_up, down), strict=True):
             store[slot].copy_(groupwise.quantise_groups(weight, store.bits, store.group, name))
-        if self._scratch.holder is self:
-            self._scratch.holder = None
 
-    def beside(self, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-        """See `FrozenExperts`. What the last use left in the scratch is not brought back again: a
-        layer is used twice in a row where it is the last, and in each pass that is recomputed.
-        The trained experts are copied in every time: they are few, and nothing has to tell
-        whether they changed."""
-        stacks = self._scratch.stacks(*self._sizes)
-        for stack, trained in zip(stacks, (gate_up, down), strict=True):
-            stack[: len(trained)].copy_(trained.detach())
-        if self._scratch.holder is not self:
-            self._scratch.holder = None  # until both are whole
-            for stack, store in zip(stacks, self._stores, strict=True):
-                groupwise.dequantise_groups_into_(stack[len(stack) - self.count :], store)
-            self._scratch.holder = self
-        return stacks
+    def beside(self, gate_up: Tensor, down: Tensor) -> tuple[QuantisedStack, QuantisedStack]:
+        """See `FrozenExperts`."""
+        of_gate_up, of_down = self._stores
+        return (
+            QuantisedStack(gate_up, of_gate_up, self._scratch),
+            QuantisedStack(down, of_down, self._scratch),
+        )
 
 
 class QuantisedLinear(nn.Module):
@@ -174,7 +252,7 @@ def quantise_linears_(
     modules, replaced = dict(model.named_modules()), []
     for spec, place in places(model.config, model.residency.stacks(model.config)):
         name = place.name.removesuffix(".weight")
-        layer = modules.get(name)
+        layer = modules.pop(name, None)  # so that its weight goes once it is replaced
         if spec.role in roles and isinstance(layer, Linear) and not layer.weight.requires_grad:
             stored = groupwise.quantise_groups(layer.weight, bits, name=place.name)
             model.set_submodule(name, QuantisedLinear(stored))

@@ -11,10 +11,11 @@ SCALE_BITS = 16
 """Bits of a scale, as there."""
 LINEAR_ROLES: tuple[Role, ...] = ("attention", "dense", "shared")
 """Parts that consist of linear layers, as in `model.quantised`."""
+PIECE = 2**26
+"""Weights of a layer's experts that are brought back at a time, as there."""
+COLUMNS = 128
+"""Their columns are a multiple of this many, as there."""
 _BITS: dict[Hold, int] = {"int8": 8, "int4": 4}
-_ROOMS: dict[Hold, int] = {"int8": 1, "int4": 1, "cpu": 2, "disk": 2}
-"""How often there is room for all experts of one layer in the dtype of the products: integers are
-brought back into one that all layers share, streamed layers alternate between two."""
 
 
 def frozen_bytes(plan: Plan, precision: Precision) -> int:
@@ -50,15 +51,41 @@ def _linear_bytes(plan: Plan, bits: int) -> int:
 def room_bytes(plan: Plan, precision: Precision) -> int:
     """Bytes that frozen experts take further, so that they can be computed with.
 
-    Weights of another dtype than the products' have a copy of the trained experts beside them.
+    Weights of another dtype than the products' have a copy of the trained experts beside them;
+    streamed layers alternate between room for two; and integers are brought back into room for a
+    piece, which all layers share.
     """
     if not plan.beside:
         return 0
     stacked = plan.stacked * plan.per_expert_slot
     if plan.hold == "weights":
         return precision.compute * stacked if precision.weights != precision.compute else 0
-    layer = (plan.stacked + plan.beside) * plan.per_expert_slot // len(plan.config.moe_layers)
-    return _ROOMS[plan.hold] * precision.compute * layer
+    if plan.is_streamed:
+        layer = (plan.stacked + plan.beside) * plan.per_expert_slot // len(plan.config.moe_layers)
+        return 2 * precision.compute * layer
+    return precision.compute * _piece(plan, _BITS[plan.hold])
+
+
+def _piece(plan: Plan, bits: int) -> int:
+    """Weights of the largest piece: of some rows of a stack, or of some of its columns where these
+    are whole groups."""
+    width, inner = plan.config.hidden_size, plan.config.moe_intermediate_size or 0
+    experts, whole = plan.stacked + plan.beside, GROUP * 8 // bits
+    pieces = [
+        experts * others * (_at_once(columns, experts * others) if can_cut else columns)
+        for rows, row in ((2 * inner, width), (width, inner))
+        for columns, others, can_cut in ((rows, row, True), (row, rows, row % whole == 0))
+    ]
+    return max(pieces)
+
+
+def _at_once(columns: int, height: int) -> int:
+    """Columns of a piece of a matrix; all its pieces have about as many."""
+    if columns * height <= PIECE:
+        return columns
+    steps = -(-columns // COLUMNS)
+    n_pieces = -(-steps // max(1, PIECE // (COLUMNS * height)))
+    return min(columns, COLUMNS * -(-steps // n_pieces))
 
 
 def _rows(rows: int, width: int, bits: int) -> int:

@@ -108,7 +108,10 @@ def test_a_step_leaves_every_frozen_expert_as_it_was(
 
 def _stacks_of(experts: Experts) -> tuple[Tensor, Tensor]:
     assert experts.frozen is not None
-    return experts.frozen.beside(experts.gate_up_proj, experts.down_proj)
+    gate_up, down = experts.frozen.beside(experts.gate_up_proj, experts.down_proj)
+    assert isinstance(gate_up, Tensor)
+    assert isinstance(down, Tensor)
+    return gate_up, down
 
 
 def _frozen_of(experts: Experts) -> list[Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from memory_meter import most_allocated
 from model.list_cache import ListCache
 from models import random_ids, random_model
 from torch import Tensor, nn
@@ -18,11 +19,15 @@ from moesaic.kernels.groupwise import (
     dequantise_groups,
     quantise_groups,
 )
+from moesaic.kernels.pieces import by_columns
+from moesaic.model.build import empty_model
 from moesaic.model.linear import Linear
 from moesaic.model.quantised import (
+    PIECE,
     LinearRole,
     QuantisedExperts,
     QuantisedLinear,
+    QuantisedStack,
     Scratch,
     quantise_linears_,
 )
@@ -30,7 +35,11 @@ from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import tensors
 
 BITS: tuple[Bits, ...] = (4, 8)
-WIDTH, INNER = 2 * GROUP, GROUP
+WIDTH, INNER = 6 * GROUP, 3 * GROUP
+SMALLEST = 0
+"""Of pieces: as few columns as can be."""
+MIDDLE = 5 * 2 * INNER * 300
+"""300 columns of gate and up of five experts."""
 Stacks = tuple[Tensor, Tensor]
 
 
@@ -48,49 +57,78 @@ def _store(
     return found
 
 
+def _put_together(stack: QuantisedStack) -> Tensor:
+    """All pieces of a stack beside each other: [e, a, b]."""
+    n_experts = len(stack.trained) + stack.stored.shape[0]
+    rows = by_columns(stack, lambda piece: piece.flatten(0, 1).clone())
+    return rows.unflatten(0, (n_experts, -1))
+
+
+def _brought_back(store: QuantisedExperts, trained: Stacks) -> list[Tensor]:
+    return [_put_together(stack) for stack in store.beside(*trained)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("most", [SMALLEST, MIDDLE, PIECE])
+@pytest.mark.parametrize("n_trained", [0, 2])
 @pytest.mark.parametrize("bits", BITS)
 def test_beside_is_the_trained_experts_then_what_the_integers_stand_for(
-    bits: Bits, dtype: torch.dtype, generator: torch.Generator
+    bits: Bits, n_trained: int, most: int, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    trained, frozen = _stacks(2, generator), _stacks(3, generator)
-    found = _store(frozen, Scratch(dtype, "cpu"), bits).beside(*trained)
-    for both, first, rest in zip(found, trained, frozen, strict=True):
-        assert torch.equal(both[:2], first.to(dtype))
+    trained, frozen = _stacks(n_trained, generator), _stacks(3, generator)
+    store = _store(frozen, Scratch(dtype, "cpu", most), bits, n_trained)
+    for stack, first, rest in zip(store.beside(*trained), trained, frozen, strict=True):
         stored = torch.stack([dequantise_groups(quantise_groups(one, bits)) for one in rest])
-        assert torch.equal(both[2:], stored.to(dtype))
+        expected = torch.cat((first, stored)).to(dtype)
+        assert torch.equal(_put_together(stack), expected)
+        assert torch.equal(_put_together(stack.mT), expected.mT)
 
 
-def test_all_layers_share_a_scratch_as_large_as_the_largest_needs(
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("most", "columns"), [(SMALLEST, [128, 128, 128]), (MIDDLE, [256, 128]), (PIECE, [384])]
+)
+def test_a_piece_has_as_many_columns_as_are_asked_for_or_the_fewest(
+    most: int, columns: list[int], bits: Bits, generator: torch.Generator
+) -> None:
+    store = _store(_stacks(3, generator), Scratch(torch.float32, "cpu", most), bits)
+    gate_up, _ = store.beside(*_stacks(2, generator))
+    for stack in (gate_up, gate_up.mT):
+        assert [piece.shape[2] for _, piece in stack] == columns
+
+
+def test_rows_that_cannot_be_cut_into_whole_groups_are_brought_back_whole(
     generator: torch.Generator,
 ) -> None:
-    scratch = Scratch(torch.bfloat16, "cpu")
+    """Of 4 bit, where codes of both halves of a row share bytes: three groups have no halves."""
+    scratch = Scratch(torch.float32, "cpu", SMALLEST)
+    _, down = _store(_stacks(3, generator), scratch, 4).beside(*_stacks(2, generator))
+    assert [piece.shape[2] for _, piece in down] == [INNER]
+    assert [piece.shape[2] for _, piece in down.mT] == [128] * 3
+
+
+def test_all_layers_share_a_scratch_as_large_as_the_largest_piece(
+    generator: torch.Generator,
+) -> None:
+    scratch = Scratch(torch.bfloat16, "cpu", SMALLEST)
     stores = [_store(_stacks(count, generator), scratch) for count in (3, 6, 1)]
     trained = _stacks(2, generator)
-    places = {store.beside(*trained)[0].data_ptr() for store in stores}
-    assert len(places) == 1
-    assert scratch.bytes == (2 + 6) * 3 * WIDTH * INNER * 2  # bfloat16
+    stacks = [stack for store in stores for stack in store.beside(*trained)]
+    pieces = [piece for stack in stacks for each in (stack, stack.mT) for _, piece in each]
+    assert {piece.untyped_storage().data_ptr() for piece in pieces} == {pieces[0].data_ptr()}
+    assert scratch.bytes == max(piece.nbytes for piece in pieces)
+    assert scratch.bytes == (2 + 6) * WIDTH * INNER * 2  # a whole down projection in bfloat16
 
 
 def test_layers_that_take_turns_get_their_own_experts_each_time(
     generator: torch.Generator,
 ) -> None:
-    scratch, trained = Scratch(torch.float32, "cpu"), _stacks(2, generator)
+    scratch, trained = Scratch(torch.float32, "cpu", SMALLEST), _stacks(2, generator)
     stores = [_store(_stacks(count, generator), scratch) for count in (3, 5)]
-    first = [[stack.clone() for stack in store.beside(*trained)] for store in stores]
+    first = [_brought_back(store, trained) for store in stores]
     for store, expected in zip(stores, first, strict=True):
-        for found, before in zip(store.beside(*trained), expected, strict=True):
+        for found, before in zip(_brought_back(store, trained), expected, strict=True):
             assert torch.equal(found, before)
-
-
-def test_a_layer_used_twice_in_a_row_is_brought_back_once(generator: torch.Generator) -> None:
-    scratch, trained = Scratch(torch.float32, "cpu"), _stacks(2, generator)
-    store, other = (_store(_stacks(3, generator), scratch) for _ in range(2))
-    stack = store.beside(*trained)[0]
-    stack[2:] = 7.0
-    assert bool((store.beside(*trained)[0][2:] == 7.0).all())
-    other.beside(*trained)
-    assert not (store.beside(*trained)[0][2:] == 7.0).any()
 
 
 def test_a_change_of_the_trained_experts_is_seen_however_it_was_made(
@@ -98,9 +136,9 @@ def test_a_change_of_the_trained_experts_is_seen_however_it_was_made(
 ) -> None:
     store = _store(_stacks(3, generator), Scratch(torch.float32, "cpu"))
     trained = _stacks(2, generator)
-    store.beside(*trained)
+    _brought_back(store, trained)
     trained[0].data.fill_(3.0)  # leaves the tensor's version as it was
-    assert bool((store.beside(*trained)[0][:2] == 3.0).all())
+    assert bool((_brought_back(store, trained)[0][:2] == 3.0).all())
 
 
 def test_an_expert_that_is_put_anew_is_brought_back(generator: torch.Generator) -> None:
@@ -108,9 +146,9 @@ def test_an_expert_that_is_put_anew_is_brought_back(generator: torch.Generator) 
         _store(_stacks(3, generator), Scratch(torch.float32, "cpu")),
         _stacks(2, generator),
     )
-    store.beside(*trained)
+    _brought_back(store, trained)
     store.put_(1, torch.zeros(2 * INNER, WIDTH), torch.zeros(WIDTH, INNER), "expert 1")
-    assert not store.beside(*trained)[0][3].any()
+    assert not _brought_back(store, trained)[0][3].any()
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -194,6 +232,21 @@ def test_the_linear_layers_of_a_part_and_no_others_are_replaced(
     assert {f"{name}.weight" for name in names} == of_part
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert {name for name, kind in kinds.items() if kind is QuantisedLinear} == set(names)
+
+
+def test_each_weight_goes_when_its_layer_is_replaced(
+    tiny_config: Callable[..., ModelConfig],
+) -> None:
+    config = tiny_config("v2", hidden_size=128, num_hidden_layers=12)
+    whole = sum(p.nbytes for p in random_model(config).parameters())
+
+    def work() -> None:
+        model = empty_model(config, torch.float32).requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.zero_()
+        quantise_linears_(model, 8, ROLES)
+
+    assert most_allocated(work) < 1.1 * whole
 
 
 def test_a_trained_layer_stays_as_it_is(tiny_config: Callable[..., ModelConfig]) -> None:

@@ -8,9 +8,18 @@ import torch
 from models import random_model
 
 from moesaic.config.esft import Hold, HoldLinears
-from moesaic.config.presets import DEEPSEEK_V2_LITE, TINY_V2
+from moesaic.config.model import ModelConfig
+from moesaic.config.presets import (
+    DEEPSEEK_MOE_2B,
+    DEEPSEEK_V2,
+    DEEPSEEK_V2_LITE,
+    DEEPSEEK_V3,
+    SMALL_V2,
+    TINY_V2,
+)
 from moesaic.errors import ConfigError
 from moesaic.kernels import groupwise
+from moesaic.model import quantised
 from moesaic.model.quantised import QuantisedExperts, Scratch, quantise_linears_
 from moesaic.planner import holding
 from moesaic.planner.holding import frozen_bytes, rest_bytes, room_bytes
@@ -28,13 +37,24 @@ def natural(hold: Hold):
 
 
 @pytest.mark.parametrize(("hold", "bits"), [("int8", 8), ("int4", 4)])
-def test_integers_take_as_many_bytes_as_the_code_holds(hold: Hold, bits: Literal[4, 8]):
-    scratch = Scratch(torch.bfloat16, "cpu")
-    width, inner = TINY_V2.hidden_size, TINY_V2.moe_intermediate_size or 0
-    held = QuantisedExperts(8, 56, width, inner, bits, scratch)
-    size = params(TINY_V2, 8, 56, hold=hold)
-    assert frozen_bytes(size, BFLOAT16) == held.bytes * len(TINY_V2.moe_layers)
+@pytest.mark.parametrize(
+    "config", [TINY_V2, SMALL_V2, DEEPSEEK_V2_LITE, DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_MOE_2B]
+)
+def test_integers_take_as_many_bytes_as_the_code_holds(
+    config: ModelConfig, hold: Hold, bits: Literal[4, 8]
+):
+    scratch, others = Scratch(torch.bfloat16, "meta"), config.experts - 8
+    width, inner = config.hidden_size, config.moe_intermediate_size or 0
+    held = QuantisedExperts(8, others, width, inner, bits, scratch)
+    size = params(config, 8, others, hold=hold)
+    assert frozen_bytes(size, BFLOAT16) == held.bytes * len(config.moe_layers)
     assert room_bytes(size, BFLOAT16) == scratch.bytes
+
+
+@pytest.mark.parametrize("hold", ["int8", "int4"])
+def test_room_for_integers_is_a_small_part_of_a_layer(hold: Hold):
+    assert room_bytes(natural(hold), BFLOAT16) == 2 * 2**26  # bfloat16
+    assert room_bytes(natural(hold), BFLOAT16) < 2 * LAYER / 8
 
 
 @pytest.mark.parametrize(("hold", "bits"), [("int8", 8), ("int4", 4)])
@@ -68,6 +88,7 @@ def test_a_parked_embedding_takes_nothing_on_the_device():
 def test_constants_are_those_of_the_kernels():
     assert holding.GROUP == groupwise.GROUP
     assert holding.SCALE_BITS == groupwise.SCALE_BITS
+    assert (holding.PIECE, holding.COLUMNS) == (quantised.PIECE, quantised.COLUMNS)
     assert STATE_BLOCK == moments.BLOCK
 
 

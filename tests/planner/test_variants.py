@@ -63,11 +63,13 @@ def test_linear_layers_as_integers_and_a_parked_embedding_take_less():
     assert plain["full"]["total"] == small["full"]["total"]
 
 
-def test_quantised_natural_is_at_most_two_fifths_more_than_masked():
-    """With linear layers in 8 bits beside experts in 4."""
-    plain = rows_of(params(DEEPSEEK_V2_LITE, 8), recompute=True)
-    small = rows_of(params(DEEPSEEK_V2_LITE, 8), recompute=True, hold_linears="int8")
-    assert small["D natural, int4"]["total"] <= 1.4 * plain["A masked"]["total"]
+def test_deepseek_v2_lite_takes_no_more_than_is_promised():
+    """One sequence of 4,096 tokens in bfloat16, eight experts trained, recomputing."""
+    rows = rows_of(params(DEEPSEEK_V2_LITE, 8), sequence=4096, recompute=True)
+    masked = rows["A masked"]
+    assert masked["recomputed"] <= 21e9
+    assert rows["C natural"]["recomputed"] <= 44e9
+    assert rows["D natural, int4"]["recomputed"] <= 1.4 * masked["recomputed"]
 
 
 def test_as_many_experts_are_kept_as_asked_for():
