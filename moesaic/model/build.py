@@ -9,6 +9,7 @@ import torch
 from moesaic.checkpoint.load import Reader, load_into
 from moesaic.config.model import ModelConfig
 from moesaic.errors import ConfigError, suggest
+from moesaic.kernels.large_pages import in_large_pages
 from moesaic.model.residency import Residency
 from moesaic.model.transformer import Transformer
 
@@ -90,7 +91,8 @@ def load_model(
     """
     reader = Reader(folder)
     model = empty_model(reader.config, dtype, device, residency, compute_dtype, recompute)
-    load_into(reader, model.state_dict(), model.residency.stacks(model.config))
+    state = {name: in_large_pages(tensor) for name, tensor in model.state_dict().items()}
+    load_into(reader, state, model.residency.stacks(model.config))
     return model
 
 

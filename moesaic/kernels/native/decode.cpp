@@ -275,6 +275,7 @@ class Step {
     for (int u = 0; u < m.value_width; u += kRows) {
       const int rows = std::min(kRows, m.value_width - u);
       float found[kRows];
+      fetch_ahead(layer.value, first + u, first + m.value_width);
       dot_all(layer.value, first + u, rows, &only, 1, found);
       std::copy(found, found + rows, out + head * m.value_width + u);
     }

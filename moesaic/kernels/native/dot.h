@@ -17,24 +17,6 @@ namespace moesaic {
 constexpr int kRows = 4;  // rows of a weight that are multiplied together
 constexpr int kTile = 4;  // activations they are multiplied by before the next are read
 
-// Each of these multiplies R rows, from one on, with N activations: what row r gives for x[n] goes to
-// out[n · kRows + r].
-template <int R, int N>
-inline void dot_float32(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
-MOESAIC_UNROLL
-  for (int r = 0; r < R; r++) {
-    const float* row = reinterpret_cast<const float*>(weight.row(index + r));
-MOESAIC_UNROLL
-    for (int n = 0; n < N; n++) {
-      const float* other = x[n]->values;
-      float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (int i = 0; i < weight.width; i++) sum += row[i] * other[i];
-      out[n * kRows + r] = sum;
-    }
-  }
-}
-
 #ifdef MOESAIC_AVX512
 // The sums of four vectors.
 inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
@@ -64,11 +46,49 @@ MOESAIC_UNROLL
 }
 #endif
 
-template <int R, int N>
-inline void dot_bfloat16(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
+// Rows of floats: their type, and what of an activation they meet.
+template <int32_t F>
+struct Floats;
+
+template <>
+struct Floats<kFloat32> {
+  using Value = float;
+  static const float* of(const Activation& x) { return x.values; }
+  static float wide(float value) { return value; }
+#ifdef MOESAIC_AVX512
+  static constexpr int kStep = 16;
+  static __m512 load(const float* from) { return _mm512_loadu_ps(from); }
+  static __m512 load(const float* from, int left) {
+    return _mm512_maskz_loadu_ps(__mmask16((1u << left) - 1), from);
+  }
+  static __m512 add(__m512 sum, __m512 a, __m512 b) { return _mm512_fmadd_ps(a, b, sum); }
+#endif
+};
+template <>
+struct Floats<kBFloat16> {
+  using Value = uint16_t;
+  static const uint16_t* of(const Activation& x) { return x.halves; }
+  static float wide(uint16_t value) { return widen(value); }
+#ifdef MOESAIC_AVX512
+  static constexpr int kStep = 32;
+  static __m512i load(const uint16_t* from) { return _mm512_loadu_si512(from); }
+  static __m512i load(const uint16_t* from, int left) {
+    return _mm512_maskz_loadu_epi16((1u << left) - 1, from);
+  }
+  static __m512 add(__m512 sum, __m512i a, __m512i b) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+#endif
+};
+
+// Each of these multiplies R rows, from one on, with N activations: what row r gives for x[n] goes to
+// out[n · kRows + r].
+template <int32_t F, int R, int N>
+inline void dot_floats(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
+  using Value = typename Floats<F>::Value;
   const int width = weight.width;
-  const uint16_t* rows[R];
-  for (int r = 0; r < R; r++) rows[r] = reinterpret_cast<const uint16_t*>(weight.row(index + r));
+  const Value* rows[R];
+  for (int r = 0; r < R; r++) rows[r] = reinterpret_cast<const Value*>(weight.row(index + r));
 #ifdef MOESAIC_AVX512
   __m512 sums[N][R];
 MOESAIC_UNROLL
@@ -76,32 +96,28 @@ MOESAIC_UNROLL
 MOESAIC_UNROLL
     for (int r = 0; r < R; r++) sums[n][r] = _mm512_setzero_ps();
   auto add = [&](int i, auto load) {
-    __m512bh parts[R];
+    decltype(load(rows[0])) parts[R];
+MOESAIC_UNROLL
     for (int r = 0; r < R; r++) parts[r] = load(rows[r] + i);
 MOESAIC_UNROLL
     for (int n = 0; n < N; n++) {
-      __m512bh other = (__m512bh)_mm512_loadu_si512(x[n]->halves + i);
+      auto other = Floats<F>::load(Floats<F>::of(*x[n]) + i);
 MOESAIC_UNROLL
-      for (int r = 0; r < R; r++) sums[n][r] = _mm512_dpbf16_ps(sums[n][r], parts[r], other);
+      for (int r = 0; r < R; r++) sums[n][r] = Floats<F>::add(sums[n][r], parts[r], other);
     }
   };
   int i = 0;
-  for (; i + 32 <= width; i += 32)
-    add(i, [](const uint16_t* from) { return (__m512bh)_mm512_loadu_si512(from); });
-  if (i < width) {
-    const __mmask32 inside = (1u << (width - i)) - 1;
-    add(i, [=](const uint16_t* from) { return (__m512bh)_mm512_maskz_loadu_epi16(inside, from); });
-  }
+  for (; i + Floats<F>::kStep <= width; i += Floats<F>::kStep)
+    add(i, [](const Value* from) { return Floats<F>::load(from); });
+  if (i < width) add(i, [=](const Value* from) { return Floats<F>::load(from, width - i); });
   put_sums<R, N>(sums, out);
 #else
-MOESAIC_UNROLL
   for (int r = 0; r < R; r++)
-MOESAIC_UNROLL
     for (int n = 0; n < N; n++) {
-      const uint16_t* other = x[n]->halves;
+      const Value* other = Floats<F>::of(*x[n]);
       float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-      for (int i = 0; i < width; i++) sum += widen(rows[r][i]) * widen(other[i]);
+      for (int i = 0; i < width; i++) sum += Floats<F>::wide(rows[r][i]) * Floats<F>::wide(other[i]);
       out[n * kRows + r] = sum;
     }
 #endif
@@ -293,9 +309,9 @@ template <int R, int N>
 inline void dot(const Matrix& weight, int64_t index, const Activation* const* x, float* out) {
   switch (weight.format) {
     case kFloat32:
-      return dot_float32<R, N>(weight, index, x, out);
+      return dot_floats<kFloat32, R, N>(weight, index, x, out);
     case kBFloat16:
-      return dot_bfloat16<R, N>(weight, index, x, out);
+      return dot_floats<kBFloat16, R, N>(weight, index, x, out);
     case kInt8:
       return dot_codes<kInt8, R, N>(weight, index, x, out);
     case kFloat8:
@@ -343,7 +359,7 @@ inline void fetch_ahead(const Matrix& weight, int64_t index, int64_t end) {
 inline void add_rows(const Matrix& weight, int64_t first, int count, const float* factors, float* out) {
   int c = 0;
 #ifdef MOESAIC_AVX512
-  constexpr int kWide = 4;  // vectors of sums that stay in registers
+  constexpr int kWide = 8;  // vectors of sums that stay in registers
   for (; weight.format == kBFloat16 && c + 16 * kWide <= weight.width; c += 16 * kWide) {
     __m512 sums[kWide];
 MOESAIC_UNROLL

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moesaic.kernels.groupwise import GROUP, Bits, codes_of, quantise_groups
+from moesaic.kernels.large_pages import in_large_pages
 from moesaic.kernels.quantise import BLOCK, FP8
 
 Form = Literal["weights", "int8", "int4"]
@@ -63,9 +64,10 @@ class Rows:
             scale = torch.float32 if kind == "float8" else torch.bfloat16
             scales = torch.empty(n, n_scales(width, kind), dtype=scale, device=device)
             codes = torch.empty(n, _code_bytes(width, kind), dtype=torch.uint8, device=device)
-            return cls(codes, scales, width, kind)
+            return cls(in_large_pages(codes), scales, width, kind)
         dtype: torch.dtype = getattr(torch, kind)
-        return cls(torch.empty(n, width, dtype=dtype, device=device), None, width, kind)
+        values = torch.empty(n, width, dtype=dtype, device=device)
+        return cls(in_large_pages(values), None, width, kind)
 
     @property
     def n_bytes(self) -> int:
