@@ -1,18 +1,20 @@
 """What do drafts of the prediction module gain, where calls bound a pass and where reading does?
 
-A small V3 model with a prediction module is trained on the shipped corpus, or a folder is given.
-Texts are written one at a time with drafts and without, in turns: by the form that makes one
-framework call after another, whose time hardly depends on the tokens in a pass, and by the
-compiled form, which does little but read and multiply.
+Small V3 models with a prediction module, one of them deeper, are trained on the shipped corpus, or
+a folder is given. Texts are written one at a time without drafts, with them, and with them as long
+as they are measured to gain time, in turns: by the form that makes one framework call after
+another, whose time hardly depends on the tokens in a pass, and by the compiled form, which does
+little but read and multiply. What a pass of two tokens and a draft cost is measured in the same
+run: tokens per pass over their sum is the gain to be expected.
 """
 
 import argparse
 import tempfile
-import time
-from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -20,17 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.measure.drafting import CALL_BY_CALL, COMPILED, run_lap
 from benchmarks.measure.results import write_result
 from moesaic.config.infer import GenerateConfig
 from moesaic.config.load import read_run_file
 from moesaic.config.train import TrainConfig
 from moesaic.data import corpus
 from moesaic.data.tokenizer import Tokenizer
-from moesaic.infer.blocks import Held
-from moesaic.infer.decoder import Decoder, Fed, TorchDecoder, build_decoder
-from moesaic.infer.generate import pool_for
-from moesaic.infer.sample import sample
-from moesaic.infer.speculative import Counts, Speculation
+from moesaic.infer.pace import Counts
 from moesaic.model.build import load_model
 from moesaic.model.trace import RoutingTrace
 from moesaic.model.transformer import Transformer
@@ -38,7 +37,10 @@ from moesaic.planner.params import params
 from moesaic.runlog import hardware
 from moesaic.train.loop import train
 
-FORMS = ("call by call", "compiled")
+FORMS = (CALL_BY_CALL, COMPILED)
+TEMPERATURES = (0.0, 1.0)
+MODELS: dict[int, list[str]] = {4: [], 16: ["model.num_hidden_layers=16", "batch.rows=8"]}
+"""By their layers: what the run file of the demo's model is changed to."""
 _BEGINNING = 48
 """Tokens of each prompt."""
 
@@ -55,71 +57,45 @@ class Effort:
     """None leaves the number of the recipe."""
 
 
-FULL = Effort(prompts=8, tokens=96, rounds=5, train_steps=None)
-QUICK = Effort(prompts=2, tokens=24, rounds=2, train_steps=4)
-
-
-def decoder_of(form: str, model: Transformer, room: int) -> Decoder:
-    """A decoder with room for one text."""
-    pool = pool_for(model, [room])
-    return TorchDecoder(model, pool) if form == "call by call" else build_decoder(model, pool)
-
-
-def write_plainly(decoder: Decoder, prompt: Sequence[int], config: GenerateConfig) -> float:
-    """Seconds per token after the prompt, one token in a pass."""
-    held = Held(decoder.pool)
-    generator = torch.Generator().manual_seed(config.seed)
-    [found] = decoder.feed([Fed(held, tuple(prompt))])
-    start = time.perf_counter()
-    for _ in range(config.max_new_tokens - 1):
-        [token] = sample(found.logits_TV, config, [generator]).tolist()
-        [found] = decoder.feed([Fed(held, (token,))])
-    seconds = time.perf_counter() - start
-    return seconds / (config.max_new_tokens - 1)
-
-
-def write_with_drafts(
-    decoder: Decoder, prompt: Sequence[int], config: GenerateConfig
-) -> tuple[float, Counts]:
-    """Seconds per token after the prompt, drafts included, and what these came to."""
-    speculation = Speculation(decoder, [prompt], config, may_stop=False)
-    passes = speculation.draw()
-    next(passes)
-    start = time.perf_counter()
-    deque(passes, maxlen=0)
-    seconds = time.perf_counter() - start
-    [counts] = speculation.counts
-    return seconds / counts.tokens, counts
+FULL = Effort(prompts=6, tokens=80, rounds=3, train_steps=None)
+QUICK = Effort(prompts=2, tokens=24, rounds=2, train_steps=2)
 
 
 def measure(
     model: Transformer, form: str, prompts: Tensor, temperature: float, effort: Effort
 ) -> dict[str, Any]:
-    """Both ways in turns; a round writes every text both ways."""
-    room = _BEGINNING + effort.tokens + 1
-    gains, plain_s, counted = [], [], []
-    for lap in range(effort.rounds + 1):
-        config = GenerateConfig(
-            max_new_tokens=effort.tokens, temperature=temperature, top_p=1.0, seed=lap
-        )
-        without, drafted = [], []
-        for prompt in prompts.tolist():
-            without.append(write_plainly(decoder_of(form, model, room), prompt, config))
-            seconds, counts = write_with_drafts(decoder_of(form, model, room), prompt, config)
-            drafted.append(seconds)
-            counted.append(counts)
-        if lap:  # the first round warms up
-            gains.append(mean(without) / mean(drafted))
-            plain_s.append(mean(without))
-    passes, tokens = (sum(getattr(one, key) for one in counted) for key in ("passes", "tokens"))
-    accepted, drafts = (sum(getattr(one, key) for one in counted) for key in ("accepted", "drafts"))
+    """All ways in turns; a round writes every text."""
+    config = GenerateConfig(max_new_tokens=effort.tokens, temperature=temperature, top_p=1.0)
+    rows = prompts.tolist()
+    run_lap(form, model, rows[:1], config)  # warms up
+    laps = [
+        run_lap(form, model, rows, config.changed(seed=1000 * lap)) for lap in range(effort.rounds)
+    ]
+    drafted = [count for lap in laps for count in lap.counts]
+    alone = [count for lap in laps for count in lap.auto_counts]
+    tokens_per_pass = total(drafted, "tokens") / total(drafted, "passes")
+    two, draft = (median(lap.cost(of) for lap in laps) for of in ("pass of 2", "draft"))
     return {
-        "tokens_per_s_without": round(1 / median(plain_s), 1),
-        "gain": round(median(gains), 3),
-        "gains": [round(gain, 3) for gain in gains],
-        "acceptance": round(accepted / max(1, drafts), 3),
-        "tokens_per_pass": round(tokens / max(1, passes), 3),
+        "tokens_per_s_without": round(1 / median(mean(lap.plain_s) for lap in laps), 1),
+        **spread("gain", [lap.gain(lap.drafted_s) for lap in laps]),
+        "acceptance": round(total(drafted, "accepted") / max(1, total(drafted, "drafts")), 3),
+        "tokens_per_pass": round(tokens_per_pass, 3),
+        "pass_of_two": round(two, 3),
+        "draft": round(draft, 3),
+        "gain_expected": round(tokens_per_pass / (two + draft), 3),
+        **spread("gain_auto", [lap.gain(lap.auto_s) for lap in laps]),
+        "drafted_auto": round(total(alone, "drafts") / total(alone, "passes"), 3),
     }
+
+
+def total(counts: Sequence[Counts], of: str) -> int:
+    """A count of all texts together."""
+    return sum(getattr(one, of) for one in counts)
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """The median and each."""
+    return {name: round(median(values), 3), f"{name}s": [round(value, 3) for value in values]}
 
 
 @torch.inference_mode()
@@ -136,11 +112,17 @@ def read_by_two(model: Transformer, ids_BS: Tensor) -> float:
     return 1 + mean(further) * plan.per_expert_slot / plan.activated
 
 
-def trained(folder: Path, effort: Effort) -> Path:
-    """The model of the demo's first run file, trained on the shipped corpus."""
-    steps = [] if effort.train_steps is None else [f"steps={effort.train_steps}"]
+def trained(layers: int, work: Path, effort: Effort) -> Path:
+    """The model of the demo's first run file, changed; trained if it is not there yet."""
+    folder = work / f"{layers}-layers"
+    if (folder / "model").is_dir():
+        return folder / "model"
+    steps = []
+    if effort.train_steps is not None:
+        steps = [f"steps={effort.train_steps}", "evaluation.rows=1"]
     with as_file(files("moesaic.recipes") / "demo_base.toml") as path:
-        config = read_run_file(TrainConfig, path, [f"folder={folder}", *steps])
+        changes = [f"folder={folder}", *MODELS[layers], *steps]
+        config = read_run_file(TrainConfig, path, changes)
     train(config)
     return folder / "model"
 
@@ -151,42 +133,64 @@ def beginnings(tokenizer: Tokenizer, n: int) -> Tensor:
     return torch.tensor(ids[: n * _BEGINNING]).view(n, _BEGINNING)
 
 
-def compare(folder: Path, effort: Effort) -> dict[str, Any]:
-    """Every form, greedy and drawn."""
+def compare(
+    folder: Path, forms: Sequence[str], temperatures: Sequence[float], threads: int, effort: Effort
+) -> dict[str, Any]:
+    """Some forms and temperatures with one model.
+
+    Call by call one thread is faster than two: the products are too small to be shared.
+    """
     model = load_model(folder, "float32").requires_grad_(requires_grad=False)
     prompts = beginnings(Tokenizer.load(folder), effort.prompts)
-    reads = read_by_two(model, prompts)
-    print(f"two tokens in a pass read {reads:.2f} times the weights of one")
+    layers, reads = model.config.num_hidden_layers, read_by_two(model, prompts)
+    print(f"{layers} layers: two tokens in a pass read {reads:.2f} times the weights of one")
     cases: dict[str, Any] = {}
-    for form in FORMS:
-        for temperature in (0.0, 1.0):
-            found = measure(model, form, prompts, temperature, effort)
-            cases[f"{form}, temperature {temperature:g}"] = {
-                **found,
-                "read_by_two": round(reads, 3),
-            }
-            print(
-                f"{form:<13} temperature {temperature:g}"
-                f" | {found['tokens_per_s_without']:.0f} tok/s without"
-                f" | {found['acceptance']:.0%} accepted | gain {found['gain']:.2f}"
-                f" ({min(found['gains']):.2f} to {max(found['gains']):.2f})"
-            )
+    for form, temperature in product(forms, temperatures):
+        torch.set_num_threads(1 if form == CALL_BY_CALL else threads)
+        name = f"{layers} layers, {form}, temperature {temperature:g}"
+        found = measure(model, form, prompts, temperature, effort)
+        cases[name] = {
+            "threads": torch.get_num_threads(),
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            **found,
+            "read_by_two": round(reads, 3),
+        }
+        print(
+            f"{name} | {found['tokens_per_s_without']:.0f} tok/s without"
+            f" | {found['acceptance']:.0%} accepted"
+            f" | {found['tokens_per_pass']:.2f} tokens / ({found['pass_of_two']:.2f} +"
+            f" {found['draft']:.2f}) = {found['gain_expected']:.2f}, gain {found['gain']:.2f}"
+            f" ({min(found['gains']):.2f} to {max(found['gains']):.2f})"
+            f" | auto {found['gain_auto']:.2f}, drafts in {found['drafted_auto']:.0%} of passes"
+        )
     return cases
 
 
 def main() -> None:
     """Train where no folder is given, measure, and write what came out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a folder with a prediction module")
-    parser.add_argument("--threads", type=int, default=hardware()["cores"])
-    parser.add_argument("--quick", action="store_true", help="hardly trained, few tokens")
+    add = parser.add_argument
+    add("--model", type=Path, metavar="DIR", help="a checkpoint folder with a prediction module")
+    add("--layers", type=int, nargs="+", choices=MODELS, default=list(MODELS))
+    add("--forms", nargs="+", choices=FORMS, default=FORMS)
+    add("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    add("--work", type=Path, metavar="DIR", help="where trained models are kept")
+    add("--prepare", action="store_true", help="only train the models")
+    add("--threads", type=int, default=hardware()["cores"])
+    add("--quick", action="store_true", help="hardly trained, few tokens")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    effort = QUICK if options.quick else FULL
-    with tempfile.TemporaryDirectory() as folder:
-        cases = compare(options.model or trained(Path(folder) / "run", effort), effort)
-    name = "speculate-quick" if options.quick else "speculate"
-    print(write_result(name, cases, options.threads))
+    effort, cases = QUICK if options.quick else FULL, dict[str, Any]()
+    with ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folders = [options.model] if options.model else []
+        folders = folders or [trained(layers, work, effort) for layers in options.layers]
+        for folder in [] if options.prepare else folders:
+            chosen = options.forms, options.temperatures, options.threads
+            cases.update(compare(folder, *chosen, effort))
+    if cases:
+        name = "speculate-quick" if options.quick else "speculate"
+        print(write_result(name, cases, options.threads))
 
 
 if __name__ == "__main__":
