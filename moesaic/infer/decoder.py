@@ -28,8 +28,8 @@ Wants = Literal["none", "last", "all", "hidden"]
 
 _CHUNK = 1024
 """Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
-_FEW = {torch.float32: 32, torch.bfloat16: 64}
-"""Up to this many tokens the compiled form is faster than matmuls, by the dtype of the weights."""
+_FEW = 256
+"""Up to this many tokens, one pass of it, the compiled form is faster than matmuls."""
 _FEW_RECORDED = 32
 """Up to this many tokens a GPU waits for its host, pass after pass."""
 
@@ -186,13 +186,12 @@ class CpuDecoder:
         """
         self.model, self.pool = model, pool
         self._native = NativeDecoder(model, pool, form, load)
-        self._few_tokens = _FEW[model.model.embed_tokens.weight.dtype]
         has_floats = form == "weights" and not holds_codes(model)
         self._many = TorchDecoder(model, pool, load) if has_floats else None
 
     def feed(self, fed: Sequence[Fed]) -> list[Found]:
         """See `Decoder`."""
-        if self._many is not None and sum(len(one.ids) for one in fed) > self._few_tokens:
+        if self._many is not None and sum(len(one.ids) for one in fed) > _FEW:
             return self._many.feed(fed)
         make_rooms(fed)
         ids = [token for one in fed for token in one.ids]
@@ -207,7 +206,7 @@ class CpuDecoder:
     @torch.inference_mode()
     def draft(self, known: Sequence[Known]) -> Tensor:
         """See `Decoder`."""
-        if self._many is not None and sum(len(one.ids) for one in known) > self._few_tokens:
+        if self._many is not None and sum(len(one.ids) for one in known) > _FEW:
             return self._many.draft(known)
         previous_TD = torch.cat([one.hidden_TD for one in known])
         ids = [token for one in known for token in one.ids]

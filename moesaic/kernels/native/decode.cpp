@@ -28,9 +28,10 @@ class Room {
     return memory_.back().get();
   }
   std::vector<Activation> activations(int64_t count, int64_t width) {
+    const int64_t each = Activation::floats(width);
     std::vector<Activation> found;
-    for (int64_t i = 0; i < count; i++)
-      found.push_back(Activation::at(floats(Activation::floats(width)), width));
+    float* memory = floats(count * each);
+    for (int64_t i = 0; i < count; i++) found.push_back(Activation::at(memory + i * each, width));
     return found;
   }
 

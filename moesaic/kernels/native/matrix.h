@@ -64,7 +64,7 @@ struct Activation {
   // Floats of memory that one of a width needs, and the activation that lies at an address.
   static int64_t floats(int64_t width) {
     int64_t room = padded(width);
-    return room + room / 2 + room / 4 + 2 * (room / kGroup);
+    return (room + room / 2 + room / 4 + 2 * (room / kGroup) + 15) / 16 * 16;  // whole lines
   }
   static Activation at(float* memory, int64_t width) {
     int64_t room = padded(width);

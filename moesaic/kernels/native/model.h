@@ -50,6 +50,6 @@ struct Pass {
   int32_t count, n_logits, table_width, first_layer, last_layer, threads;
 };
 
-constexpr int kMost = 64;  // tokens in a pass
+constexpr int kMost = 256;  // tokens in a pass
 
 }  // namespace moesaic
