@@ -27,6 +27,9 @@ _COPIED = 4 << 20
 _COLUMNS = 256
 """A gradient that is added to another is computed a quarter at a time, but never fewer columns than
 this: smaller products would read the rows from memory more often than they can be multiplied."""
+_SUMMED = 2**25
+"""Values of rows, with all columns or a multiple of those, that are made before they are summed up
+for each token."""
 
 
 class FrozenExperts(Protocol):
@@ -262,8 +265,11 @@ def products(layout: Layout, rows: Tensor, matrices: Matrices) -> Tensor:
 
 
 def summed_products(layout: Layout, rows: Tensor, matrices: Matrices) -> Tensor:
-    """`sum_of_rows` of `products`, of which those of one piece exist at a time: [T, b]."""
-    return by_columns(matrices, lambda part: sum_of_rows(layout, layout.matmul(rows, part)))
+    """`sum_of_rows` of `products`, of which not all columns exist at a time: [T, b]."""
+    at_once = max(_COLUMNS, _SUMMED // max(1, len(rows)) // _COLUMNS * _COLUMNS)
+    return by_columns(
+        matrices, lambda part: sum_of_rows(layout, layout.matmul(rows, part)), at_once
+    )
 
 
 def sum_of_rows(layout: Layout, rows: Tensor) -> Tensor:

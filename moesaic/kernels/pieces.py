@@ -1,6 +1,6 @@
 """Products with a matrix of every expert, which may be there only some columns at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from torch import Tensor
@@ -38,25 +38,36 @@ Matrices = Tensor | Pieces
 """A matrix of every expert: as a stack, or made piece by piece."""
 
 
-def by_columns(matrices: Matrices, product: Callable[[Tensor], Tensor]) -> Tensor:
+def by_columns(
+    matrices: Matrices, product: Callable[[Tensor], Tensor], at_once: int | None = None
+) -> Tensor:
     """``product`` of the whole matrices, from that of each piece.
 
     Args:
         matrices: [e, a, b].
         product: gives a column for each of those it gets, whatever the others are.
+        at_once: columns of a piece of matrices that are there as a whole; None takes them all.
 
     Returns:
         [rows, b].
     """
     if isinstance(matrices, Tensor):
-        return product(matrices)
+        width, runs, pieces = matrices.shape[2], 1, _split(matrices, at_once)
+    else:
+        width, runs, pieces = matrices.width, matrices.runs, matrices
     out = None
-    for start, piece in matrices:
+    for start, piece in pieces:
         part = product(piece)
-        if part.shape[1] == matrices.width:
+        if part.shape[1] == width:
             return part
-        out = part.new_empty(len(part), matrices.width) if out is None else out
-        runs, columns = (x.unflatten(1, (matrices.runs, -1)) for x in (out, part))
-        runs[:, :, start : start + columns.shape[2]] = columns
+        out = part.new_empty(len(part), width) if out is None else out
+        there, columns = (x.unflatten(1, (runs, -1)) for x in (out, part))
+        there[:, :, start : start + columns.shape[2]] = columns
     assert out is not None
     return out
+
+
+def _split(matrices: Tensor, at_once: int | None) -> Iterable[tuple[int, Tensor]]:
+    width = matrices.shape[2]
+    step = width if at_once is None else at_once
+    return zip(range(0, width, step), matrices.split(step, dim=2), strict=True)

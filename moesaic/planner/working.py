@@ -13,6 +13,9 @@ SMALLEST_CHUNK = 256
 """Tokens in a chunk at least, however large the vocabulary is."""
 ADDED_ROWS = 256
 """Rows of gradients are added in a multiple of this many, as in `kernels.grouped`."""
+SUMMED = 2**25
+"""Values of rows that are made before they are summed up for each token, as there; their columns
+are a multiple of the number above."""
 PIECE = 2**21
 """Weights that AdamW moves at a time on a GPU, as in `train.adamw`."""
 
@@ -49,7 +52,9 @@ def experts_working(
     ]
     if below:
         moments.append(4 * inner + wide - of_gate_up - of_down)  # the gate values' gradient
-        moments.append(2 * inner + wide + max(hidden, cast))  # the input's gradient, row by row
+        share = _summed_at_once(config, tokens)  # the input's gradient, row by row
+        summed = hidden if share == 1 else round(hidden * (1 + share))
+        moments.append(2 * inner + round(wide * share) + max(summed, round(cast * share)))
     shared = shared_width(config) if below else 0
     freed = (2 + (plan.train_experts is None)) * shared * tokens * compute
     return max(moments) + hidden * (1 + bool(shared)) - freed
@@ -111,6 +116,13 @@ def _largest(plan: Plan) -> int:
     if plan.adapters is not None:
         return plan.adapters.lora.rank * max(config.intermediate_size, stacks // config.hidden_size)
     return stacks if plan.is_slice else max(stacks, config.vocab_size * config.hidden_size)
+
+
+def _summed_at_once(config: ModelConfig, tokens: int) -> float:
+    """Share of the hidden size that rows of all pairs have before they are summed up."""
+    rows = max(1, tokens * (config.num_experts_per_tok or 0))
+    columns = max(ADDED_ROWS, SUMMED // rows // ADDED_ROWS * ADDED_ROWS)
+    return min(1, columns / config.hidden_size)
 
 
 def _in_piece(rows: int, weights_of_down: int) -> int:

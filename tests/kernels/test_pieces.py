@@ -12,7 +12,7 @@ from memory_meter import most_allocated
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moesaic.kernels import reference
+from moesaic.kernels import grouped, reference
 from moesaic.kernels.adapted import adapted_experts
 from moesaic.kernels.grouped import experts
 from moesaic.kernels.groupwise import GROUP, Bits, dequantise_groups
@@ -74,6 +74,20 @@ def test_experts_in_pieces_equals_reference(
     slots_TK = load(50, 3, generator)
     inputs = random_inputs(slots_TK, HIDDEN, width, dtype, generator)
     check_experts(inputs, slots_TK, bits, generator)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_made_some_columns_at_a_time_have_the_sums_of_the_reference(
+    dtype: torch.dtype, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(grouped, "_SUMMED", 1)
+    slots_TK = skewed(50, 3, generator)
+    inputs = random_inputs(slots_TK, 600, 32, dtype, generator)
+
+    def form(through: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x_TD, weights_TK, *stacks: through(x_TD, slots_TK, weights_TK, *stacks)
+
+    assert_agree(form(experts), form(reference.experts), inputs, generator, dtype)
 
 
 @pytest.mark.gpu

@@ -147,6 +147,7 @@ def test_the_chunks_of_the_loss_are_those_of_the_kernel():
 
 def test_what_is_added_or_updated_at_a_time_is_as_in_the_kernels():
     assert grouped._COLUMNS == working.ADDED_ROWS
+    assert grouped._SUMMED == working.SUMMED
     assert adamw.PIECE == working.PIECE
 
 
