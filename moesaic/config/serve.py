@@ -68,8 +68,8 @@ class ServeConfig(Settings):
     form: Literal["weights", "int8", "int4"] = "weights"
     """How matrices are held on a CPU: as they are stored, or in integers with a scale per group."""
     memory: Memory | None = None
-    """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. None
-    holds all."""
+    """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. Those
+    of shards have their room in it; what else shards change comes on top. None holds all."""
 
     @model_validator(mode="after")
     def _shards_come_from_somewhere(self) -> Self:

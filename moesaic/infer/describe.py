@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from moesaic.config.model import ModelConfig
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool
-from moesaic.infer.held import HeldExperts, HeldLinear, cache_of
+from moesaic.infer.held import HeldExperts, HeldLinear, bringer_of
 from moesaic.kernels.native.pack import FLOAT_FORMATS, Form, Matrix, Rows, as_rows
 from moesaic.kernels.native.structures import NEED, Layer, Model
 from moesaic.model.attention import MultiHeadAttention
@@ -174,7 +174,7 @@ def check_served(model: Transformer) -> None:
 
 def most_tokens(model: Transformer, most: int) -> int:
     """How many tokens, of so many, can be in a layer at a time, with all their experts there."""
-    cache, chosen = cache_of(model), model.config.num_experts_per_tok or 1
+    cache, chosen = bringer_of(model), model.config.num_experts_per_tok or 1
     if cache is None or cache.n_slots >= model.config.experts:
         return most
     return max(1, min(most, cache.n_slots // chosen))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moesaic.infer.beside import ExpertsBeside
 from moesaic.infer.offload import ExpertCache
 from moesaic.kernels.elementwise import swiglu
 from moesaic.kernels.native.pack import Rows
@@ -40,7 +41,11 @@ class HeldExperts(nn.Module):
     """The routed experts of a layer: all of them in rows, or those that are needed in a cache."""
 
     def __init__(
-        self, layer: int, rows_in: Rows, rows_out: Rows, cache: ExpertCache | None = None
+        self,
+        layer: int,
+        rows_in: Rows,
+        rows_out: Rows,
+        cache: ExpertCache | ExpertsBeside | None = None,
     ) -> None:
         """Take what holds them.
 
@@ -91,6 +96,13 @@ class HeldExperts(nn.Module):
 
 def cache_of(model: Transformer) -> ExpertCache | None:
     """What holds a model's experts, if not all of them are held."""
+    found = bringer_of(model)
+    assert not isinstance(found, ExpertsBeside), "a variant's experts are told of by its base"
+    return found
+
+
+def bringer_of(model: Transformer) -> ExpertCache | ExpertsBeside | None:
+    """What brings a model's experts, if not all of them are held."""
     for moe in model.moe_layers().values():
         if isinstance(moe.experts, HeldExperts):
             return moe.experts.cache

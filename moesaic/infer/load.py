@@ -67,6 +67,7 @@ def load_spacious(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     form: Form = "weights",
+    memory: int | None = None,
 ) -> SpareExperts:
     """The same with room for experts of other weights, which are held as the model's own.
 
@@ -76,6 +77,7 @@ def load_spacious(
         dtype: see `load_held`, as for all that follow.
         device: where to.
         form: what weights that are stored as floats are made.
+        memory: bytes that all weights may take, the room among them.
 
     Raises:
         CheckpointError: if a tensor is damaged.
@@ -83,9 +85,9 @@ def load_spacious(
         RequestError: if integers are asked for and there is no compiled decoder.
     """
     dtype, device = torch_dtype(dtype), torch.device(device)
-    source = _held_from(reader, dtype, device, form, None)
+    source = _held_from(reader, dtype, device, form, memory)
     if source is not None:
-        return _hold(source, device, None, room)
+        return _hold(source, device, memory, room)
     model = empty_model(reader.config, dtype, device).requires_grad_(False)
     spare = SpareExperts.behind_stacks(model, room)
     load_into(reader, spare.base_state())
@@ -109,7 +111,8 @@ def _hold(
     source: Source, device: torch.device, memory: int | None, room: Mapping[int, int]
 ) -> SpareExperts:
     """A model as a source holds it, with room for further experts."""
-    reader, n_slots = source.reader, None if memory is None else slots_in(source, memory)
+    reader, n_beside = source.reader, sum(room.values())
+    n_slots = None if memory is None else slots_in(source, memory, n_beside)
     layers = layers_with_experts(reader.config)
     apart = dict.fromkeys(layers, tuple(range(reader.config.experts)))
     model = empty_model(reader.config, source.dtype, device, Residency({}, {}, apart))
@@ -119,30 +122,38 @@ def _hold(
     return SpareExperts(model.requires_grad_(False), slots)
 
 
-def slots_in(source: Source, memory: int) -> int:
+def slots_in(source: Source, memory: int, n_beside: int = 0) -> int:
     """How many experts can be held in so many bytes beside what every token needs.
+
+    Args:
+        source: the checkpoint.
+        memory: the bytes.
+        n_beside: experts of other weights that have to be held, too.
 
     Raises:
         ConfigError: if these are fewer than a token needs at a time.
     """
     sizes, config = Sizes.of(source), source.reader.config
-    least = _least(sizes, config)
+    least = _least(sizes, config, n_beside)
     if memory < least:
-        smaller = ", ".join(_smaller(source))
+        smaller = ", ".join(_smaller(source, n_beside))
+        shards = f"{n_beside} experts of shards {gib(n_beside * sizes.expert)}, "
         raise ConfigError(
             f"memory={gib(memory)} is too little for {source.reader.folder}: what every token "
-            f"needs takes {gib(sizes.resident)}, and the {config.num_experts_per_tok or 0} experts "
-            f"of a token in a layer take {gib(least - sizes.resident)}; give at least "
+            f"needs takes {gib(sizes.resident)}, {shards if n_beside else ''}and the "
+            f"{config.num_experts_per_tok or 0} experts of a token in a layer take "
+            f"{gib(_least(sizes, config, 0) - sizes.resident)}; give at least "
             f"memory={_size(least)}{smaller and f', or {smaller}'}"
         )
-    return min(sizes.n_experts, (memory - sizes.resident) // max(1, sizes.expert))
+    left = memory - sizes.resident - n_beside * sizes.expert
+    return min(sizes.n_experts, left // max(1, sizes.expert))
 
 
-def _least(sizes: Sizes, config: ModelConfig) -> int:
-    return sizes.resident + (config.num_experts_per_tok or 0) * sizes.expert
+def _least(sizes: Sizes, config: ModelConfig, n_beside: int) -> int:
+    return sizes.resident + ((config.num_experts_per_tok or 0) + n_beside) * sizes.expert
 
 
-def _smaller(source: Source) -> list[str]:
+def _smaller(source: Source, n_beside: int) -> list[str]:
     """What else would make it fit into less."""
     others: dict[str, Source] = {}
     if source.dtype == torch.float32:
@@ -151,7 +162,8 @@ def _smaller(source: Source) -> list[str]:
     if is_plain and source.keeps_codes:
         forms: tuple[Form, ...] = ("int8", "int4")
         others.update({f"form={form}": replace(source, form=form) for form in forms})
-    least = {how: _least(Sizes.of(each), source.reader.config) for how, each in others.items()}
+    config = source.reader.config
+    least = {how: _least(Sizes.of(each), config, n_beside) for how, each in others.items()}
     return [f"{_size(n_bytes)} with {how}" for how, n_bytes in least.items()]
 
 
@@ -203,16 +215,18 @@ def _hold_experts_(
         return rows_in, Rows.empty(n * width, inner, kinds[1], device)
 
     read, cache, shared = partial(read_expert_, source), None, None
+    first = config.experts
     if n_slots is not None:
-        shared = rows(n_slots)
-        cache = ExpertCache(dict.fromkeys(layers, config.experts), *shared, n_slots, read)
+        first, shared = n_slots, rows(n_slots + sum(room.values()))
+        parts = shared[0].part(0, n_slots * 2 * inner), shared[1].part(0, n_slots * width)
+        cache = ExpertCache(dict.fromkeys(layers, config.experts), *parts, n_slots, read)
     spare: dict[int, range] = {}
     for layer in layers:
-        last = config.experts + room.get(layer, 0)
-        experts = HeldExperts(layer, *(shared or rows(last)), cache)
-        if cache is None:
-            spare[layer] = range(config.experts, last)
-            for e in range(config.experts):
-                read(layer, e, *experts.of_slot(e))
+        n = room.get(layer, 0)
+        experts = HeldExperts(layer, *(shared or rows(first + n)), cache)
+        spare[layer] = range(first, first + n)
+        for e in range(config.experts) if cache is None else ():
+            read(layer, e, *experts.of_slot(e))
+        first += n if shared else 0
         model.set_submodule(f"model.layers.{layer}.mlp.experts", experts)
     return spare

@@ -18,7 +18,7 @@ from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held
 from moesaic.infer.describe import Description, most_tokens
 from moesaic.infer.expert_load import ExpertLoad
-from moesaic.infer.held import cache_of
+from moesaic.infer.held import bringer_of
 from moesaic.kernels.native.pack import Form
 from moesaic.kernels.native.structures import NEED, Pass, native_library
 from moesaic.model.mtp import PredictionModule
@@ -56,7 +56,7 @@ class NativeDecoder:
         """
         self._library = native_library()
         self.model, self.pool, self._load = model, pool, load
-        self._experts = cache_of(model)
+        self._experts = bringer_of(model)
         self._error: BaseException | None = None
         need = None if self._experts is None else NEED(self._need)
         self._description = Description(model, pool, form, need)

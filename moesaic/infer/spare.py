@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from moesaic.checkpoint.names import place
 from moesaic.checkpoint.quantised import plain
 from moesaic.errors import RequestError
-from moesaic.infer.held import HeldExperts, HeldLinear
+from moesaic.infer.beside import ExpertsBeside
+from moesaic.infer.held import HeldExperts, HeldLinear, bringer_of
+from moesaic.infer.offload import ExpertCache
 from moesaic.infer.stored import put_
 from moesaic.kernels.native.pack import Rows
 from moesaic.kernels.quantise import Fp8Weight
-from moesaic.model.experts import Experts
 from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import TensorSpec
 
@@ -115,14 +116,7 @@ class SpareExperts:
             CheckpointError: if one is not finite and is to be held as integers.
         """
         model = _same_tensors(self.model)
-        for layer, lent in slots.items():
-            experts: nn.Module = model.moe_layers()[layer].experts
-            places = torch.arange(
-                model.config.experts, device=model.model.embed_tokens.weight.device
-            )
-            places[list(lent)] = torch.tensor(list(lent.values()), device=places.device)
-            assert isinstance(experts, Experts | HeldExperts)
-            experts.slot_of_expert = places
+        _point(model, slots)
         for spec, tensor in tensors:
             if spec.expert is None or spec.layer is None:
                 _replace(model, spec.name, tensor)
@@ -137,6 +131,23 @@ def _wider(stack: Tensor, n: int) -> nn.Parameter:
     return nn.Parameter(wider, requires_grad=False)
 
 
+def _point(model: Transformer, slots: Slots) -> None:
+    """Let tokens find some experts in other slots."""
+    layers = {layer: moe.experts for layer, moe in model.moe_layers().items()}
+    held = [each for each in layers.values() if isinstance(each, HeldExperts)]
+    cache = bringer_of(model)
+    if isinstance(cache, ExpertCache):
+        beside = ExpertsBeside(cache, slots, held[0].of_slot)
+        for experts in held:
+            experts.cache = beside
+        return
+    for layer, lent in slots.items():
+        experts = layers[layer]
+        places = torch.arange(model.config.experts, device=model.model.embed_tokens.weight.device)
+        places[list(lent)] = torch.tensor(list(lent.values()), device=places.device)
+        experts.slot_of_expert = places
+
+
 def _same_tensors(model: Transformer) -> Transformer:
     """A model with modules of its own and the weights of another."""
     shared: list[object] = [*model.parameters(), *model.buffers()]
@@ -144,7 +155,7 @@ def _same_tensors(model: Transformer) -> Transformer:
         if isinstance(module, HeldLinear):
             shared.append(module.rows)
         elif isinstance(module, HeldExperts):
-            shared += [module.rows_in, module.rows_out]
+            shared += [module.rows_in, module.rows_out, *([module.cache] if module.cache else [])]
     return deepcopy(model, {id(each): each for each in shared})
 
 

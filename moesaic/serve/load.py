@@ -20,7 +20,6 @@ from moesaic.model.build import torch_dtype
 from moesaic.model.transformer import Transformer
 from moesaic.serve.served import Served
 from moesaic.serve.shards import Shards, room_for
-from moesaic.units import gib
 
 
 def load_served(
@@ -34,8 +33,8 @@ def load_served(
         shards: folders of shards by their names; what they change is held as the model is.
 
     Raises:
-        ConfigError: if the device is missing, the cache smaller than a block, or the weights are
-            to be in a bounded memory and there are shards.
+        ConfigError: if the device is missing, the cache smaller than a block, or the memory too
+            small.
         CheckpointError: if the folder is incomplete or damaged.
         DataError: if it has no tokenizer.
         ShardError: if a shard cannot be loaded.
@@ -65,13 +64,8 @@ def _load_spacious(
     reader: Reader, shards: Mapping[str, Path], config: ServeConfig, device: str
 ) -> SpareExperts:
     """A model with room for the experts of shards, those given and those to come."""
-    if config.memory is not None:
-        raise ConfigError(
-            f"memory={gib(config.memory)}: shards are served beside experts that are all held; "
-            "leave memory out, or serve the merged checkpoint"
-        )
     room = room_for(shards.values(), reader, config.spare_experts)
-    return load_spacious(reader, room, config.dtype, device, config.form)
+    return load_spacious(reader, room, config.dtype, device, config.form, config.memory)
 
 
 def _blocks(config: ServeConfig) -> int:

@@ -8,10 +8,10 @@ import openai
 import pytest
 from jobs import prompts
 from served import client_of, running
-from shards import Home, MakeHome, answers, answers_of
+from shards import OTHERS, Home, MakeHome, answers, answers_of, ask, told
 
 from moesaic.errors import ConfigError
-from moesaic.infer.held import HeldExperts, HeldLinear
+from moesaic.infer.held import HeldExperts, HeldLinear, cache_of
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,50 @@ def test_codes_of_the_base_are_held_once(make_home: MakeHome, form: str):
     assert changed == {name for name in linears if ".shared_experts." in name}
 
 
-def test_shards_in_a_bounded_memory_are_refused(home: Home):
-    with pytest.raises(
-        ConfigError, match=r"memory=1\.0 GiB: shards are served beside experts that"
-    ):
-        home.served(shards={"law": home.shard("law")}, memory="1GiB")
+@pytest.mark.parametrize(
+    ("dtype", "form", "memory"),
+    [
+        ("bfloat16", "weights", "96KiB"),
+        ("float8_e4m3fn", "weights", "62KiB"),
+        pytest.param("bfloat16", "int8", "108KiB", marks=pytest.mark.slow),
+    ],
+)
+def test_shards_in_a_bounded_memory_answer_as_the_merged_checkpoints(
+    make_home: MakeHome, dtype: str, form: str, memory: str
+):
+    home, rows = make_home("v2", dtype), prompts(3, longest=12)
+    shards = {
+        "law": home.shard("law", shared_experts=True),
+        "maths": home.shard("maths", OTHERS, seed=1),
+    }
+    served = home.served(shards=shards, form=form, memory=memory)
+    with served.engine as engine:
+        asked = [(name, row, ask(served, name, row)) for row in rows for name in served.names]
+        found = {(name, tuple(row)): told(list(stream)) for name, row, stream in asked}
+        experts = engine.stats().experts
+    assert experts is not None
+    assert 0 < experts.held < experts.asked
+    folders = {name: home.merged(shard) for name, shard in shards.items()}
+    for name, folder in {"base": home.base, **folders}.items():
+        model = name if name == "base" else f"base+{name}"
+        expected = answers_of(home, folder, rows, form=form)
+        assert [found[model, tuple(row)] for row in rows] == expected, name
+
+
+def test_the_room_of_shards_is_part_of_a_bounded_memory(home: Home):
+    shard = home.shard("law")
+    served = home.served(shards={"law": shard}, memory="84KiB")
+    served.engine.close()
+    alone = home.served(memory="84KiB")
+    alone.engine.close()
+    n_slots = {}
+    for name, each in (("beside", served), ("alone", alone)):
+        cache = cache_of(each.engine.decoder.model)
+        assert cache is not None
+        n_slots[name] = cache.n_slots
+    assert n_slots["alone"] - n_slots["beside"] == 6
+    with pytest.raises(ConfigError, match=r"needs takes .*, 306 experts of shards .*, and the"):
+        home.served(shards={"law": shard}, spare_experts=150, memory="84KiB")
 
 
 WORDS = ["law", "maths", "none"]

@@ -196,7 +196,7 @@ def test_a_shard_of_no_tokens_changes_nothing(home: Home):
 
 def test_a_base_in_a_bounded_memory_answers_the_same_and_tells_of_its_experts(home: Home):
     rows = prompts(2, longest=12)  # longer ones go through torch: the same but for the last bits
-    plain, small = home.served(), home.served(memory="300KiB")
+    plain, small = home.served(), home.served(memory="84KiB")
     with plain.engine, small.engine:
         assert answers(small, "base", rows) == answers(plain, "base", rows)
         told = small.engine.stats().experts
