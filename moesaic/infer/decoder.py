@@ -132,8 +132,7 @@ class TorchDecoder:
         )
         if self._load is not None and trace is not None:
             self._load.add_trace(trace)
-        counts = [_count(one) for one in fed]
-        asked = [row[len(row) - n :] for row, n in zip(hidden_BSD, counts, strict=True)]
+        asked = [row[len(row) - _count(one) :] for row, one in zip(hidden_BSD, fed, strict=True)]
         scored = [hidden[: _count_scored(one)] for one, hidden in zip(fed, asked, strict=True)]
         logits_TV = self.model.head(torch.cat(scored)).float()
         split = zip(logits_TV.split(list(map(len, scored))), asked, strict=True)
@@ -200,6 +199,8 @@ class CpuDecoder:
         asked = [range(end - _count(one), end) for one, end in zip(fed, ends, strict=True)]
         scored = [part[: _count_scored(one)] for one, part in zip(fed, asked, strict=True)]
         logits, hidden = self._native.step(ids, owners, [*chain(*scored)])
+        if len(ids) == 1 == len(asked[0]):
+            return [Found(logits, hidden)]
         each = zip(accumulate(map(len, scored)), scored, asked, strict=True)
         return [Found(logits[n - len(few) : n], hidden[of.start : of.stop]) for n, few, of in each]
 

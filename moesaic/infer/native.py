@@ -77,9 +77,9 @@ class NativeDecoder:
             Logits float32 [wanted, V], and the normed hidden states float32 [T, D].
         """
         config = self.model.config
-        unknown = [token for token in ids if not 0 <= token < config.vocab_size]
-        if unknown:
-            raise RequestError(f"token {unknown[0]} is not one of the {config.vocab_size} tokens")
+        if min(ids) < 0 or max(ids) >= config.vocab_size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise RequestError(f"token {wrong} is not one of the {config.vocab_size} tokens")
         x_TD = torch.empty(len(ids), config.hidden_size)
         depth = range(config.num_hidden_layers)
         return self._run(x_TD, owners, depth, self._norm, wanted, ids=array("i", ids))

@@ -177,3 +177,26 @@ def test_a_model_it_does_not_know_is_refused():
         RequestError, match=r"does not serve this model: its weights are torch\.float64"
     ):
         decoder_of(model)
+
+
+def test_more_tokens_than_one_pass_takes_give_what_they_give_in_parts():
+    model = random_model(get_preset("tiny-v2")).requires_grad_(False)
+    ids = random_ids(model.config, 300).tolist()
+    got = []
+    for sizes in ([300], [150, 150]):
+        decoder = NativeDecoder(model, BlockPool(model.config, 40, block=8), "int4")
+        held = Held(decoder.pool)
+        held.make_room(300)
+        parts = torch.tensor(ids).split(sizes)
+        got.append(torch.cat([decoder.step(p.tolist(), [held] * len(p))[0] for p in parts]))
+    torch.testing.assert_close(got[0], got[1], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("token", [-1, 512])
+def test_a_token_that_the_model_does_not_have_is_refused(token: int):
+    model = random_model(get_preset("tiny-v2").changed(vocab_size=512)).requires_grad_(False)
+    decoder = decoder_of(model)
+    held = Held(decoder.pool)
+    held.make_room(2)
+    with pytest.raises(RequestError, match=f"token {token} is not one of the 512 tokens"):
+        decoder.step([3, token], [held] * 2)
