@@ -64,6 +64,27 @@ def test_json_holds_text_and_tokens(
     }
 
 
+def test_drafts_of_the_prediction_module_leave_the_likeliest_text_and_are_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    folder: Path,
+) -> None:
+    config = get_preset("tiny-v3").changed(vocab_size=300, num_hidden_layers=2, eos_token_id=None)
+    save(tmp_path, config, build_model(config, seed=1).state_dict(), "float32")
+    train_bpe(["one two three four five, " * 20], 300).save(tmp_path)
+    options = ("--max-new-tokens", "12", "--temperature", "0", "--json")
+    told = []
+    for way in ("never", "always"):
+        assert run(monkeypatch, tmp_path, "one two", *options, "--set", f"speculate={way}") == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0]["ids"] == told[1]["ids"]
+    assert "speculation" not in told[0]
+    assert told[1]["speculation"]["drafts"] > 0
+    assert run(monkeypatch, folder, "one two", *options, "--set", "speculate=always") == 2
+    assert "the model has no prediction module" in capsys.readouterr().err
+
+
 def test_a_dash_reads_the_prompt_from_standard_input(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
