@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from moesaic.config.serve import ServeConfig
 from moesaic.serve.errors import RefusedError
@@ -66,7 +67,7 @@ async def read_json(request: Request, config: ServeConfig) -> dict[str, Any]:
     """The object that a request carries.
 
     Raises:
-        RefusedError: if it is too large, too slow, or no JSON object.
+        RefusedError: if it is too large, too slow, cut off, or no JSON object.
     """
     try:
         async with asyncio.timeout(config.arrival_s):
@@ -76,6 +77,8 @@ async def read_json(request: Request, config: ServeConfig) -> dict[str, Any]:
             HTTPStatus.REQUEST_TIMEOUT,
             f"the request was not here within {config.arrival_s:g} s; send it again",
         ) from None
+    except ClientDisconnect:  # nobody reads this, and it is no failure to be logged
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the client left within its request") from None
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:

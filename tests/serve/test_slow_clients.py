@@ -61,7 +61,7 @@ def test_a_stream_that_its_client_never_takes_is_cancelled(
 ):
     with served(model, tokenizer, unread_s=0.3) as server, narrow(server) as client:
         engine = server.served.engine
-        client.sendall(request_of({**LONG, "max_tokens": 80}))
+        client.sendall(request_of({**LONG, "max_tokens": 500}))
         wait_for(lambda: engine.stats().meter.requests["cancelled"] == LONG["n"])
         wait_for(lambda: engine.stats().blocks_free == N_BLOCKS)
         taken = everything(client)
@@ -103,6 +103,18 @@ def test_a_request_whose_body_does_not_come_is_told_so(model: Transformer, token
         answer = received(client)
     assert b" 408 " in answer
     assert b"the request was not here within 0.2 s; send it again" in answer
+
+
+def test_a_client_that_leaves_within_its_request_is_no_failure_of_the_server(
+    model: Transformer, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+):
+    with served(model, tokenizer) as server, plain_client(server) as client:
+        client.sendall(request_of(LONG)[:-1])
+        client.close()
+        with plain_client(server) as other:
+            other.sendall(request_of({"model": NAME, "prompt": "To", "max_tokens": 1}))
+            assert received(other).startswith(b"HTTP/1.1 200 OK")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /v1/comple"])
