@@ -104,7 +104,7 @@ def _held(experts: Experts, reader: FrozenReader, hold: Hold, dtype: torch.dtype
 def _quantise_(
     layers: Sequence[tuple[Experts, FrozenReader]], bits: Bits, dtype: torch.dtype
 ) -> None:
-    """Keep the frozen experts as integers; a piece of those of one layer at a time is brought back."""
+    """Keep the frozen experts as integers, which are brought back a piece at a time."""
     scratch = Scratch(dtype, layers[0][0].down_proj.device)
     for experts, reader in layers:
         n_frozen, width, inner = len(experts.apart), *experts.down_proj.shape[1:]
