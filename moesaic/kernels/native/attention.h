@@ -91,6 +91,19 @@ inline void add_values(float* const* sums, const float* factors, const float* we
 }
 
 #ifdef MOESAIC_AVX512
+// Work on 32 values at a time, and on what is left. Only that is loaded under a mask: the processor
+// does not foresee what masked loads will need.
+template <typename F>
+inline void in_wholes(int width, F&& work) {
+  int i = 0;
+  for (; i + 32 <= width; i += 32)
+    work(i, [](const uint16_t* from) { return _mm512_loadu_si512(from); });
+  if (i < width) {
+    const __mmask32 inside = (1u << (width - i)) - 1;
+    work(i, [=](const uint16_t* from) { return _mm512_maskz_loadu_epi16(inside, from); });
+  }
+}
+
 // Four keys at a time, so that their sums are taken together.
 template <>
 inline void score<uint16_t>(const uint16_t* const* keys, int count, const uint16_t* query, int width,
@@ -100,14 +113,12 @@ inline void score<uint16_t>(const uint16_t* const* keys, int count, const uint16
     for (int j = 0; j < 4; j++) four[j] = keys[std::min(k + j, count - 1)];
     __m512 sums[4];
     for (int j = 0; j < 4; j++) sums[j] = _mm512_setzero_ps();
-    for (int i = 0; i < width; i += 32) {
-      __mmask32 inside = width - i >= 32 ? 0xffffffffu : (1u << (width - i)) - 1;
-      __m512bh part = (__m512bh)_mm512_maskz_loadu_epi16(inside, query + i);
-      for (int j = 0; j < 4; j++) {
-        __m512bh key = (__m512bh)_mm512_maskz_loadu_epi16(inside, four[j] + i);
-        sums[j] = _mm512_dpbf16_ps(sums[j], part, key);
-      }
-    }
+    auto add = [&](int i, auto load) {
+      __m512bh part = (__m512bh)load(query + i);
+      for (int j = 0; j < 4; j++)
+        sums[j] = _mm512_dpbf16_ps(sums[j], part, (__m512bh)load(four[j] + i));
+    };
+    in_wholes(width, add);
     __m128 found = sums_of(sums[0], sums[1], sums[2], sums[3]);
     if (k + 4 <= count) {
       _mm_storeu_ps(out + k, found);
@@ -136,7 +147,7 @@ inline void add_pairs(float* const* sums, const float* factors, const float* wei
       uint32_t second = 2 * k + 1 < count ? narrow(both[1]) : 0;
       joint[h][k] = second << 16 | narrow(both[0]);
     }
-  for (int i = 0; i < width; i += 32) {
+  in_wholes(width, [&](int i, auto load) {
     const int left = width - i;
     const __mmask32 inside = left >= 32 ? 0xffffffffu : (1u << left) - 1;
     const __mmask16 first = uint16_t(inside), rest = uint16_t(inside >> 16);
@@ -148,8 +159,7 @@ inline void add_pairs(float* const* sums, const float* factors, const float* wei
     }
     for (int k = 0; k < pairs; k++) {
       const uint16_t* second = values[2 * k + 1 < count ? 2 * k + 1 : 2 * k];
-      __m512i a = _mm512_maskz_loadu_epi16(inside, values[2 * k] + i);
-      __m512i b = _mm512_maskz_loadu_epi16(inside, second + i);
+      __m512i a = load(values[2 * k] + i), b = load(second + i);
       __m512bh lower = (__m512bh)_mm512_permutex2var_epi16(a, low, b);
       __m512bh upper = (__m512bh)_mm512_permutex2var_epi16(a, high, b);
       for (int h = 0; h < H; h++) {
@@ -162,7 +172,7 @@ inline void add_pairs(float* const* sums, const float* factors, const float* wei
       _mm512_mask_storeu_ps(sums[h] + i, first, sum[h][0]);
       _mm512_mask_storeu_ps(sums[h] + i + 16, rest, sum[h][1]);
     }
-  }
+  });
 }
 
 template <>
