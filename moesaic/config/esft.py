@@ -52,7 +52,8 @@ class EsftConfig(Settings):
     hold: Hold = "weights"
     """How experts that are not trained are held: as ``weights``; as group-wise integers of 8 or 4
     bits (``int8``, ``int4``); or not on the device, brought layer by layer from the ``cpu``'s
-    memory or the checkpoint on ``disk``. With `lora` that is all experts."""
+    memory or the checkpoint on ``disk``. Where a CPU computes, ``cpu`` is the same as ``weights``.
+    With `lora` that is all experts."""
     hold_linears: HoldLinears = "weights"
     """How linear layers that are not trained are held: those of attention, dense layers and shared
     experts, as ``weights`` or as such integers. With `lora` that is all of them."""

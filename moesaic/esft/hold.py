@@ -13,7 +13,6 @@ from torch import Tensor
 from moesaic.checkpoint.load import Reader
 from moesaic.config.esft import Hold, HoldLinears
 from moesaic.errors import ConfigError
-from moesaic.kernels.grouped import FrozenExperts
 from moesaic.kernels.groupwise import Bits
 from moesaic.model.experts import Experts
 from moesaic.model.frozen import DenseExperts
@@ -42,14 +41,24 @@ def hold_frozen_(model: Transformer, reader: Reader, hold: Hold, dtype: torch.dt
         for layer, moe in model.moe_layers().items()
         if moe.experts.apart
     ]
-    if layers and hold in BITS:
+    if not layers:
+        return
+    if hold in BITS:
         _quantise_(layers, BITS[hold], dtype)
-        return
-    if layers and hold in ("cpu", "disk"):
+    elif hold == "weights" or is_at_hand(hold, _device(layers[0][0])):
+        for experts, of_layer in layers:
+            experts.frozen = _dense(experts, of_layer, dtype)
+    elif hold in ("cpu", "disk"):
         _stream_(layers, hold, dtype)
-        return
-    for experts, of_layer in layers:
-        experts.frozen = _held(experts, of_layer, hold, dtype)
+    else:
+        raise ConfigError(
+            f"hold={hold!r} is not one of weights, int8, int4, cpu, disk; set hold to one of them"
+        )
+
+
+def is_at_hand(hold: Hold, device: torch.device) -> bool:
+    """Whether experts are computed with where they are held: nothing has to bring them."""
+    return hold == device.type == "cpu"
 
 
 def hold_rest_(model: Transformer, linears: HoldLinears, park_embedding: bool) -> None:
@@ -93,19 +102,11 @@ class FrozenReader:
             self.read_into_(expert, *stacks)
 
 
-def _held(experts: Experts, reader: FrozenReader, hold: Hold, dtype: torch.dtype) -> FrozenExperts:
-    if hold == "weights":
-        return _dense(experts, reader, dtype)
-    raise ConfigError(
-        f"hold={hold!r} is not one of weights, int8, int4, cpu, disk; set hold to one of them"
-    )
-
-
 def _quantise_(
     layers: Sequence[tuple[Experts, FrozenReader]], bits: Bits, dtype: torch.dtype
 ) -> None:
     """Keep the frozen experts as integers, which are brought back a piece at a time."""
-    scratch = Scratch(dtype, layers[0][0].down_proj.device)
+    scratch = Scratch(dtype, _device(layers[0][0]))
     for experts, reader in layers:
         n_frozen, width, inner = len(experts.apart), *experts.down_proj.shape[1:]
         found = QuantisedExperts(len(experts.stacked), n_frozen, width, inner, bits, scratch)
@@ -148,7 +149,7 @@ def _stream_(
 
 def _in_memory(on_disk: OnDisk, experts: Experts, dtype: torch.dtype) -> InMemory:
     """Read from disk once and for all."""
-    pinned = experts.down_proj.device.type == "cuda"
+    pinned = _device(experts).type == "cuda"
     stacks = empty_stacks(len(experts.apart), _stacks(experts), dtype, "cpu", pinned)
     on_disk.read_into_(*stacks)
     return InMemory(stacks)
@@ -156,3 +157,7 @@ def _in_memory(on_disk: OnDisk, experts: Experts, dtype: torch.dtype) -> InMemor
 
 def _stacks(experts: Experts) -> Stacks:
     return experts.gate_up_proj, experts.down_proj
+
+
+def _device(experts: Experts) -> torch.device:
+    return experts.down_proj.device

@@ -17,12 +17,19 @@ from moesaic.checkpoint.names import place
 from moesaic.checkpoint.save import write
 from moesaic.config.model import ModelConfig
 from moesaic.data.batch import IGNORED, Batch
+from moesaic.esft import hold
 from moesaic.esft.manifest import Work
 from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
 from moesaic.esft.shard import write_shard
 from moesaic.model.build import build_model
 from moesaic.planner.inventory import TensorSpec
+
+
+@pytest.fixture(autouse=True)
+def brought_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``hold="cpu"`` brings experts layer by layer here too, as it does for a GPU."""
+    monkeypatch.setattr(hold, "is_at_hand", lambda form, device: False)
 
 
 def _batch(rows: int, positions: int, generator: torch.Generator) -> Batch:

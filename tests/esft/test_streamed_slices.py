@@ -13,9 +13,12 @@ from moesaic.checkpoint.load import Reader
 from moesaic.config.esft import Hold
 from moesaic.data.batch import Batch
 from moesaic.errors import CheckpointError
+from moesaic.esft import hold as holding
+from moesaic.esft.hold import is_at_hand
 from moesaic.esft.park import load_slice
 from moesaic.esft.recipe import train_slice
 from moesaic.esft.select import Selection
+from moesaic.model.frozen import DenseExperts
 from moesaic.model.streamed import Ring, StreamedExperts
 from moesaic.model.transformer import Transformer
 
@@ -110,6 +113,22 @@ def test_evaluation_and_steps_that_were_broken_off_leave_no_trace(
     for break_off in range(len(_ring(streamed).layers)):
         _ring(streamed).ask(break_off)  # and nothing more of that pass
         assert _same(_found(streamed, [batch]), expected)
+
+
+def test_experts_in_the_memory_that_computes_are_used_where_they_lie(
+    make_base: MakeBase,
+    make_batch: MakeBatch,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(holding, "is_at_hand", is_at_hand)
+    base, batch = make_base("v2"), make_batch(2, 16, generator)
+    held, at_hand = (load_slice(base, natural(base), hold=form) for form in ("weights", "cpu"))
+    for moe in at_hand.moe_layers().values():
+        assert isinstance(moe.experts.frozen, DenseExperts)
+    assert _same(_found(at_hand, [batch]), _found(held, [batch]))
+    assert not is_at_hand("cpu", torch.device("cuda"))
+    assert not is_at_hand("disk", torch.device("cpu"))
 
 
 def test_nothing_frozen_is_held_but_two_layers(make_base: MakeBase) -> None:
