@@ -35,7 +35,7 @@ def run(
 def test_the_verdict_is_printed_and_the_page_is_written(run, tmp_path: Path):
     status, out, _ = run(STUDY, "--out", tmp_path / "page.html")
     assert status == 0
-    assert "All 7 variants learn math" in out
+    assert "All 8 variants learn math" in out
     assert f"{tmp_path / 'page.html'} | " in out
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
@@ -76,6 +76,6 @@ def test_a_page_is_served_until_it_is_interrupted():
         found = re.match(r"(http://127\.0\.0\.1:\d+/) \| Ctrl-C ends", told)
         assert found, told
         with urlopen(found[1]) as answer:
-            assert b"All 7 variants learn math" in answer.read()
+            assert b"All 8 variants learn math" in answer.read()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0

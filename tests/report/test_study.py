@@ -66,12 +66,12 @@ def test_a_variant_that_is_worse_in_both_respects_is_never_advised():
 
 def test_the_published_study_says_what_its_numbers_say(study: Path):
     variants = {one.name: one for one in variants_of(read_sources([study]).studies[0].found)}
-    assert variants["A masked"].merged.value == pytest.approx(4.1311, abs=1e-4)
-    assert variants["A masked"].gap.value == pytest.approx(0.441, abs=1e-3)
-    assert variants["A masked"].forgot.half == pytest.approx(0.001, abs=1e-4)
+    assert variants["A masked"].merged.value == pytest.approx(4.1324, abs=1e-4)
+    assert variants["A masked"].gap.value == pytest.approx(0.438, abs=1e-3)
+    assert variants["A masked"].forgot.half == pytest.approx(0.0012, abs=1e-4)
     assert variants["A masked"].task == ("math",)
     alike = {one.name for one in equals(variants["C natural"], list(variants.values()))}
-    assert alike == {"D natural, int8", "D natural, int4"}
+    assert alike == {"D natural, int8", "D natural, int4", "E natural, disk"}
 
 
 def test_the_advice_names_a_variant_for_each_wish(study: Path):
@@ -82,7 +82,7 @@ def test_the_advice_names_a_variant_for_each_wish(study: Path):
     assert "Use LoRA natural if the task and what the model knew before count" in advice.text
     assert "Use A masked to forget least" in advice.text
     assert "Use full only if forgetting does not matter" in advice.text
-    assert "cannot tell the two apart" in advice.detail
+    assert "LoRA natural leads D natural, int4 by +0.059 nats" in advice.detail
 
 
 def test_a_newcomer_is_told_what_each_variant_is_and_how_to_have_it(study: Path):
