@@ -30,9 +30,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: a request has to come."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(
-            high=0
-        )  # pauses as soon as the system takes no more
+        self._transport.set_write_buffer_limits(high=0)  # pause when the system takes no more
         self._await_request()
         self._inner.connection_made(transport)
 
