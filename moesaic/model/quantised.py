@@ -16,16 +16,10 @@ from moesaic.kernels import groupwise
 from moesaic.kernels.groupwise import GROUP, Bits, GroupwiseWeight
 from moesaic.model.linear import Linear
 from moesaic.model.transformer import Transformer
+from moesaic.planner.holding import PIECE, columns_at_once
 
 LinearRole = Literal["attention", "dense", "shared"]
 """Parts of a model that consist of linear layers: attention, dense layers, shared experts."""
-
-
-PIECE = 2**26
-"""Weights of a layer's experts that are brought back at a time, unless they are of fewer columns
-than `COLUMNS`."""
-COLUMNS = 2 * GROUP
-"""Columns of a piece are a multiple of this many: whole groups of both codes that share a byte."""
 
 
 class Scratch:
@@ -100,11 +94,9 @@ class QuantisedStack:
         """Columns of a piece, all pieces being of about as many."""
         height = self._height
         has_whole_groups = self.is_transposed or self.width % (self.runs * self.stored.group) == 0
-        if self.width * height <= self.scratch.most or not has_whole_groups:
+        if not has_whole_groups:
             return self.width
-        steps = -(-self.width // COLUMNS)
-        n_pieces = -(-steps // max(1, self.scratch.most // (COLUMNS * height)))
-        return min(self.width, COLUMNS * -(-steps // n_pieces))
+        return columns_at_once(self.width, height, self.scratch.most)
 
     @property
     def largest(self) -> int:

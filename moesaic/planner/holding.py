@@ -12,9 +12,10 @@ SCALE_BITS = 16
 LINEAR_ROLES: tuple[Role, ...] = ("attention", "dense", "shared")
 """Parts that consist of linear layers, as in `model.quantised`."""
 PIECE = 2**26
-"""Weights of a layer's experts that are brought back at a time, as there."""
-COLUMNS = 128
-"""Their columns are a multiple of this many, as there."""
+"""Weights of a layer's experts that are brought back at a time, unless they are of fewer columns
+than `COLUMNS`."""
+COLUMNS = 2 * GROUP
+"""Columns of a piece are a multiple of this many: whole groups of both codes that share a byte."""
 _BITS: dict[Hold, int] = {"int8": 8, "int4": 4}
 
 
@@ -72,19 +73,25 @@ def _piece(plan: Plan, bits: int) -> int:
     width, inner = plan.config.hidden_size, plan.config.moe_intermediate_size or 0
     experts, whole = plan.stacked + plan.beside, GROUP * 8 // bits
     pieces = [
-        experts * others * (_at_once(columns, experts * others) if can_cut else columns)
+        experts * others * (columns_at_once(columns, experts * others) if can_cut else columns)
         for rows, row in ((2 * inner, width), (width, inner))
         for columns, others, can_cut in ((rows, row, True), (row, rows, row % whole == 0))
     ]
     return max(pieces)
 
 
-def _at_once(columns: int, height: int) -> int:
-    """Columns of a piece of a matrix; all its pieces have about as many."""
-    if columns * height <= PIECE:
+def columns_at_once(columns: int, height: int, most: int = PIECE) -> int:
+    """Columns of a piece; all pieces of a matrix have about as many.
+
+    Args:
+        columns: of the whole.
+        height: weights of a column, of all experts.
+        most: weights of a piece.
+    """
+    if columns * height <= most:
         return columns
     steps = -(-columns // COLUMNS)
-    n_pieces = -(-steps // max(1, PIECE // (COLUMNS * height)))
+    n_pieces = -(-steps // max(1, most // (COLUMNS * height)))
     return min(columns, COLUMNS * -(-steps // n_pieces))
 
 

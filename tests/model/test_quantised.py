@@ -23,7 +23,6 @@ from moesaic.kernels.pieces import by_columns
 from moesaic.model.build import empty_model
 from moesaic.model.linear import Linear
 from moesaic.model.quantised import (
-    PIECE,
     LinearRole,
     QuantisedExperts,
     QuantisedLinear,
@@ -32,6 +31,7 @@ from moesaic.model.quantised import (
     quantise_linears_,
 )
 from moesaic.model.transformer import Transformer
+from moesaic.planner.holding import PIECE
 from moesaic.planner.inventory import tensors
 
 BITS: tuple[Bits, ...] = (4, 8)

@@ -19,7 +19,6 @@ from moesaic.config.presets import (
 )
 from moesaic.errors import ConfigError
 from moesaic.kernels import groupwise
-from moesaic.model import quantised
 from moesaic.model.quantised import QuantisedExperts, Scratch, quantise_linears_
 from moesaic.planner import holding
 from moesaic.planner.holding import frozen_bytes, rest_bytes, room_bytes
@@ -88,7 +87,6 @@ def test_a_parked_embedding_takes_nothing_on_the_device():
 def test_constants_are_those_of_the_kernels():
     assert holding.GROUP == groupwise.GROUP
     assert holding.SCALE_BITS == groupwise.SCALE_BITS
-    assert (holding.PIECE, holding.COLUMNS) == (quantised.PIECE, quantised.COLUMNS)
     assert STATE_BLOCK == moments.BLOCK
 
 
