@@ -80,3 +80,15 @@ def test_the_same_rows_give_the_same_bits_each_time():
             computed(name, torch.bfloat16), computed(name, torch.bfloat16), strict=True
         ):
             assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gates_far_from_0_are_shut_or_open(dtype: torch.dtype):
+    """Below -88 the exponential of a gate is more than float32 holds."""
+    gate = torch.tensor([[-1e30, -1000.0, -200.0, -100.0, -89.0, 89.0, 1000.0, 1e30]], dtype=dtype)
+    gate.requires_grad_()
+    active = swiglu(gate, torch.ones_like(gate))
+    open_or_shut = (gate.detach() > 0).to(dtype)
+    torch.testing.assert_close(active.detach(), gate.detach() * open_or_shut)
+    [grad] = torch.autograd.grad(active.sum(), gate)
+    torch.testing.assert_close(grad, open_or_shut)

@@ -11,9 +11,10 @@
 
 namespace moesaic {
 
-// 2^x by a polynomial, so that loops over it become vector instructions; error below 3e-7.
+// e^x by a polynomial, so that loops over it become vector instructions; relative error below 3e-7. What
+// is beyond the range of float32 gives its smallest or largest powers.
 inline float exponential(float x) {
-  float scaled = std::max(x, -87.0f) * 1.44269504f;
+  float scaled = std::min(std::max(x, -87.0f), 88.0f) * 1.44269504f;
   float whole = (scaled + 12582912.0f) - 12582912.0f;  // to the nearest integer
   float rest = scaled - whole;
   float power = 1.5403530e-4f;
