@@ -200,3 +200,18 @@ def test_a_token_that_the_model_does_not_have_is_refused(token: int):
     held.make_room(2)
     with pytest.raises(RequestError, match=f"token {token} is not one of the 512 tokens"):
         decoder.step([3, token], [held] * 2)
+
+
+@pytest.mark.parametrize("preset", ["tiny-v2", "tiny-v3"])
+def test_numbers_that_are_none_come_out_as_such(preset: str):
+    """Each token still has experts of its own, none twice: no more than there is room for."""
+    config = get_preset(preset)
+    some = {i: tuple(range(i % 3, config.experts, 5)) for i in layers_with_experts(config)}
+    model = random_model(config, residency=Residency(resident=some, allowed=some))
+    model.requires_grad_(False)
+    ids = random_ids(config, 256).tolist()
+    model.model.layers[0].mlp.down_proj.weight[:] = torch.nan
+    decoder = NativeDecoder(model, BlockPool(config, 32, block=8, dtype=torch.float32))
+    held = Held(decoder.pool)
+    held.make_room(256)
+    assert decoder.step(ids, [held] * 256)[0].isnan().all()

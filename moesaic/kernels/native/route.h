@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -57,6 +58,13 @@ inline void limit_to_groups(const Model& m, bool has_bias, std::vector<float>& s
     if (!kept[e / size]) scores[e] -= below;
 }
 
+// Let every score be a number, so that no expert is chosen twice: one that is none comes first, as in
+// the framework, and goes on into the sum.
+inline void let_all_be_numbers(std::vector<float>& scores) {
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  for (float& score : scores) score = std::isnan(score) ? kLargest : std::max(score, -kLargest);
+}
+
 }  // namespace routing
 
 // The experts of one token, from the router's logits, which are overwritten.
@@ -66,6 +74,7 @@ inline void choose(const Model& m, const Layer& layer, float* logits, Choice* ch
   if (layer.bias)
     for (int e = 0; e < m.experts; e++) ranked[e] += layer.bias[e];
   if (m.groups > 1) routing::limit_to_groups(m, layer.bias, ranked);
+  routing::let_all_be_numbers(ranked);
   if (layer.allowed)
     for (int e = 0; e < m.experts; e++)
       if (!layer.allowed[e]) ranked[e] = routing::kNever;
