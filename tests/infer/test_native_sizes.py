@@ -142,7 +142,8 @@ def check(seed: int, form: Form) -> None:
     draw = Draw(seed)
     config = drawn_config(draw)
     model = random_model(config, seed=seed).requires_grad_(False)
-    rows, side = texts(draw, config), draw(*SIDES)
+    rows = texts(draw, config)
+    side: Side = draw(*SIDES)
     if form == "bfloat16":
         model.bfloat16()
     held = [*held_as(form, model)] if form in ("int8", "int4", "float8") else []
