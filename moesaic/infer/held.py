@@ -10,11 +10,11 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moesaic.infer.beside import ExpertsBeside
 from moesaic.infer.offload import ExpertCache
 from moesaic.kernels.elementwise import swiglu
+from moesaic.kernels.matmul import linear
 from moesaic.kernels.native.pack import Rows
 from moesaic.model.routing import Routing
 from moesaic.model.transformer import Transformer
@@ -34,7 +34,7 @@ class HeldLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis."""
-        return F.linear(x, self.weight.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype))
 
 
 class HeldExperts(nn.Module):
@@ -78,9 +78,9 @@ class HeldExperts(nn.Module):
         with nullcontext() if self.cache is None else self.cache.lock:
             for expert, rows_in, rows_out in self._each(Counter(ids_P.tolist())):
                 pairs = (ids_P == expert).nonzero().squeeze(1)
-                inner = F.linear(x_TD[pairs // n_chosen], _floats(rows_in, x_TD))
+                inner = linear(x_TD[pairs // n_chosen], _floats(rows_in, x_TD))
                 active = swiglu(*inner.chunk(2, dim=-1)) * weights_P[pairs].unsqueeze(1)
-                out_PD[pairs] = F.linear(active, _floats(rows_out, x_TD))
+                out_PD[pairs] = linear(active, _floats(rows_out, x_TD))
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         return out_PD.unflatten(0, (-1, n_chosen)).sum(1, dtype=wide).to(x_TD.dtype)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from moesaic.kernels.elementwise import add_
+from moesaic.kernels.matmul import matmul
 from moesaic.kernels.native import rows
 
 _BLOCK = 128
@@ -96,7 +96,7 @@ class _Blockwise(torch.autograd.Function):
         out = q.new_empty(shape).flatten(0, 1)
         blocks = _blocks(q.shape[1], k.shape[1], visible)
         for fed, seen in blocks:
-            out[:, fed] = _weights(q, k, fed, seen, visible) @ v[:, seen]
+            matmul(_weights(q, k, fed, seen, visible), v[:, seen], out[:, fed])
         ctx.save_for_backward(q, k, v)
         ctx.rest = (scale, visible, heads, blocks)
         return out.view(shape)
@@ -115,10 +115,10 @@ class _Blockwise(torch.autograd.Function):
         for fed, seen in blocks:
             weights = _weights(q, k, fed, seen, visible)
             d_out = grad[:, fed]
-            add_(d_values[:, seen], weights.transpose(1, 2) @ d_out)
-            d_scores = _softmax_backward(d_out @ v[:, seen].transpose(1, 2), weights)
-            d_queries[:, fed] = d_scores @ k[:, seen]
-            add_(d_keys[:, seen], d_scores.transpose(1, 2) @ q[:, fed])
+            matmul(weights.transpose(1, 2), d_out, d_values[:, seen], adds=True)
+            d_scores = _softmax_backward(matmul(d_out, v[:, seen].transpose(1, 2)), weights)
+            matmul(d_scores, k[:, seen], d_queries[:, fed])
+            matmul(d_scores.transpose(1, 2), q[:, fed], d_keys[:, seen], adds=True)
         parts = (d_queries.mul_(scale), d_keys.to(k.dtype), d_values.to(v.dtype))
         return (*(part.unflatten(0, (-1, heads)) for part in parts), None, None)
 
@@ -138,7 +138,7 @@ def _blocks(fed: int, held: int, visible: Tensor | None) -> list[tuple[slice, sl
 
 def _weights(q: Tensor, k: Tensor, fed: slice, seen: slice, visible: Tensor | None) -> Tensor:
     """Attention weights of one block: [B·H, fed, seen]."""
-    scores = q[:, fed] @ k[:, seen].transpose(1, 2)
+    scores = matmul(q[:, fed], k[:, seen].transpose(1, 2))
     if visible is not None:
         per_row = scores.unflatten(0, (visible.shape[0], -1))
         per_row.masked_fill_(~visible[:, :, fed, seen], float("-inf"))

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from moesaic.kernels.autocast import follows_autocast
-from moesaic.kernels.elementwise import add_
+from moesaic.kernels.matmul import matmul
 from moesaic.kernels.native import rows
 from moesaic.kernels.reference import IGNORED
 
@@ -42,14 +41,11 @@ class _CrossEntropySum(torch.autograd.Function):
             loss, grad = _of_chunk(hidden, weight, labels, wide, wants_hidden or wants_weight)
             total += loss
             if d_hidden is not None:
-                d_hidden.index_copy_(0, tokens, grad @ weight)
+                d_hidden.index_copy_(0, tokens, matmul(grad, weight))
             if wants_weight:
-                product = grad.t() @ hidden
                 if d_weight is None:
-                    d_weight = product.to(wide)
-                else:
-                    add_(d_weight, product)
-                del product
+                    d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+                matmul(grad.t(), hidden, d_weight, adds=True)
             del grad  # before the next chunk's logits are made
         if wants_weight and d_weight is None:  # nothing was learned
             d_weight = torch.zeros_like(weight_VD)
@@ -74,7 +70,7 @@ def _of_chunk(
     hidden: Tensor, weight: Tensor, labels: Tensor, wide: torch.dtype, wants_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss of some tokens and, where it is wanted, the gradient of their logits."""
-    logits = F.linear(hidden, weight)
+    logits = matmul(hidden, weight.t())
     if rows.serve(logits):
         loss = rows.cross_entropy(logits, labels.squeeze(1), wants_grad).sum()
         return loss, logits if wants_grad else hidden.new_empty(0)

@@ -18,6 +18,7 @@ from moesaic.kernels.elementwise import (
     swiglu_backward,
 )
 from moesaic.kernels.layout import Layout, SortedLayout, TieredLayout
+from moesaic.kernels.native import panels
 from moesaic.kernels.pieces import Matrices, by_columns
 
 _FEW_PAIRS = 32
@@ -25,8 +26,8 @@ _FEW_PAIRS = 32
 _COPIED = 4 << 20
 """Without gradients, up to this many bytes of the pairs' experts are copied side by side."""
 _COLUMNS = 256
-"""A gradient that is added to another is computed a quarter at a time, but never fewer columns than
-this: smaller products would read the rows from memory more often than they can be multiplied."""
+"""Sums of a token's rows are made of no fewer columns at a time: smaller products would read the
+rows from memory more often than they can be multiplied."""
 _SUMMED = 2**25
 """Values of rows, with all columns or a multiple of those, that are made before they are summed up
 for each token."""
@@ -185,16 +186,16 @@ def _outer(
     layout: Layout, left: Tensor, right: Tensor, weights: Tensor, stack: Tensor | None
 ) -> Tensor | None:
     """The gradient of a stack; None if it has been added to the one that ``stack`` has."""
-    n_stacked, columns, _ = weights.shape
     dtype = weights.dtype if stack is None else stack.grad_dtype
     total = None if stack is None else stack.grad
-    if total is None and dtype in (None, left.dtype):
-        return layout.outer(left, right, n_stacked, left.dtype)
-    found = torch.zeros_like(weights, dtype=dtype) if total is None else total
-    width = -(-columns // (4 * _COLUMNS)) * _COLUMNS
-    for part, sums in zip(left.split(width, dim=1), found.split(width, dim=1), strict=True):
-        sums.add_(layout.outer(part, right, n_stacked, left.dtype))
-    return found if total is None else None
+    if total is not None:
+        layout.add_outer(left, right, total)
+        return None
+    if dtype in (None, left.dtype) or panels.serve(left, right):
+        return layout.outer(left, right, len(weights), dtype or left.dtype)
+    found = torch.zeros_like(weights, dtype=dtype)
+    layout.add_outer(left, right, found)
+    return found
 
 
 def arrange(
@@ -202,13 +203,16 @@ def arrange(
 ) -> Layout:
     """The faster arrangement of pairs for experts of a width, and adapters of a rank."""
     width = x_TD.shape[1]
-    if _grouped_matmul_serves(x_TD, (width, inner) if rank is None else (width, inner, rank)):
+    if _one_row_per_pair_serves(x_TD, (width, inner) if rank is None else (width, inner, rank)):
         return SortedLayout.of(slots_TK, n_experts)
     return TieredLayout.of(slots_TK, n_experts, 4 * width * inner)
 
 
-def _grouped_matmul_serves(x_TD: Tensor, widths: tuple[int, ...]) -> bool:
-    """Whether the framework's grouped matmul takes such rows, and is the faster form for them."""
+def _one_row_per_pair_serves(x_TD: Tensor, widths: tuple[int, ...]) -> bool:
+    """Whether there are compiled products for such rows, or the framework's grouped matmul takes
+    them and is the faster form."""
+    if panels.serve(x_TD, x_TD):
+        return True
     if any(width * x_TD.element_size() % 16 for width in widths):
         return False
     on_cpu = x_TD.device.type == "cpu"

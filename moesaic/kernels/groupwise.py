@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moesaic.errors import CheckpointError
+from moesaic.kernels import matmul
 from moesaic.kernels.autocast import follows_autocast
 
 Bits = Literal[4, 8]
@@ -183,14 +184,14 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stored: GroupwiseWeight) -> Tensor:
         ctx.stored = stored
-        return F.linear(x, _restored(stored, x))
+        return matmul.linear(x, _restored(stored, x))
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor, None]:
-        return grad @ _restored(ctx.stored, grad), None
+        return matmul.linear(grad, _restored(ctx.stored, grad).t()), None
 
 
 def _restored(stored: GroupwiseWeight, like: Tensor) -> Tensor:

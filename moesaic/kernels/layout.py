@@ -1,9 +1,10 @@
 """Where token-expert pairs lie while the experts compute: rows of one expert together.
 
-Two forms of one idea. `SortedLayout` has exactly one row per pair, for the framework's grouped
-matmul. `TieredLayout` gives every expert the same number of rows, so that one batched matmul serves
-all of them, and the rest of the busiest experts rows of their own: in bfloat16 on a CPU a call per
-expert costs more than its products, and every new shape a compilation; here few shapes occur.
+Two forms of one idea. `SortedLayout` has exactly one row per pair, for products compiled here or
+the framework's grouped matmul. `TieredLayout` serves bfloat16 on a CPU without compiled products,
+where the framework spends more on a call per expert than on its products, and compiles every new
+shape: every expert gets the same number of rows, so that one batched matmul serves all of them, and
+the rest of the busiest experts rows of their own.
 
 Letters: T tokens, D hidden, K experts per token, P token-expert pairs, e resident experts.
 """
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moesaic.kernels.native import panels
+
 _STEP = 32
 """Heights are multiples of this many rows."""
 _READ_ROWS = 20
@@ -23,6 +26,9 @@ _CALL_ROWS = 100
 """The same in a matmul of its own, which also brings the matrix into another order first."""
 _CALL_FLOPS = 10_000_000
 """Starting a matmul takes as long as about this many operations inside one."""
+_COLUMNS = 256
+"""A gradient that is added to another is computed a quarter at a time, but never fewer columns than
+this: smaller products would read the rows from memory more often than they can be multiplied."""
 
 
 class Layout(Protocol):
@@ -50,6 +56,10 @@ class Layout(Protocol):
         first ``n_experts`` only."""
         ...
 
+    def add_outer(self, left: Tensor, right: Tensor, sums: Tensor) -> None:
+        """`outer` added to what is in ``sums``, [n, a, b]."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SortedLayout:
@@ -72,11 +82,25 @@ class SortedLayout:
 
     def matmul(self, rows: Tensor, matrices: Tensor) -> Tensor:
         """See `Layout`."""
-        return F.grouped_mm(rows, matrices.to(rows.dtype), offs=self.ends_e)
+        matrices = matrices.to(rows.dtype)
+        if panels.serve(rows, matrices):
+            out = rows.new_empty(len(rows), matrices.shape[2])
+            return panels.multiply_rows(rows, matrices, self.ends_e, out)
+        return F.grouped_mm(rows, matrices, offs=self.ends_e)
 
     def outer(self, left: Tensor, right: Tensor, n_experts: int, dtype: torch.dtype) -> Tensor:
         """See `Layout`."""
+        if panels.serve(left, right) and dtype in panels.DTYPES:
+            out = left.new_empty(n_experts, left.shape[1], right.shape[1], dtype=dtype)
+            return panels.multiply_columns(left, right, self.ends_e[:n_experts], out)
         return F.grouped_mm(left.t(), right, offs=self.ends_e[:n_experts]).to(dtype)
+
+    def add_outer(self, left: Tensor, right: Tensor, sums: Tensor) -> None:
+        """See `Layout`."""
+        if panels.serve(left, right) and sums.dtype in panels.DTYPES:
+            panels.multiply_columns(left, right, self.ends_e[: len(sums)], sums, adds=True)
+        else:
+            _add_in_pieces(self, left, right, sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +168,20 @@ class TieredLayout:
                 out[slot] += left[start:end].t() @ right[start:end]
         return out
 
+    def add_outer(self, left: Tensor, right: Tensor, sums: Tensor) -> None:
+        """See `Layout`."""
+        _add_in_pieces(self, left, right, sums)
+
     def _base(self, rows: Tensor) -> Tensor:
         """The rows every expert has, [e, height, …]."""
         return rows[: self.n_experts * self.height].unflatten(0, (self.n_experts, self.height))
+
+
+def _add_in_pieces(layout: Layout, left: Tensor, right: Tensor, sums: Tensor) -> None:
+    n_experts, columns, _ = sums.shape
+    width = -(-columns // (4 * _COLUMNS)) * _COLUMNS
+    for part, some in zip(left.split(width, dim=1), sums.split(width, dim=1), strict=True):
+        some.add_(layout.outer(part, right, n_experts, left.dtype))
 
 
 def _padded(rows: Tensor) -> Tensor:

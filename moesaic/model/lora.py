@@ -4,10 +4,10 @@ Letters: T tokens, D hidden, K experts chosen per token.
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moesaic.kernels.adapted import ExpertAdapters, LowRank, adapted_experts
 from moesaic.kernels.grouped import FrozenExperts
+from moesaic.kernels.matmul import linear
 
 
 class Adapter(nn.Module):
@@ -48,8 +48,8 @@ class LoraLinear(nn.Module):
         """Apply to the last axis."""
         a, b = self.adapter.factors
         out = self.base(x)
-        low = F.linear(x.to(out.dtype), a.to(out.dtype)) * self.scale
-        return out + F.linear(low, b.to(out.dtype))
+        low = linear(x.to(out.dtype), a.to(out.dtype)) * self.scale
+        return out + linear(low, b.to(out.dtype))
 
 
 class LoraExperts(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moesaic.config.model import ModelConfig
+from moesaic.kernels.matmul import linear
 from moesaic.model.ablation import Ablation
 from moesaic.model.context import Context
 from moesaic.model.routing import Routing
@@ -61,7 +62,7 @@ class Router(nn.Module):
         """
         with torch.autocast(x_TD.device.type, enabled=False):
             wide = x_TD if x_TD.dtype == torch.float64 else x_TD.float()
-            logits_TE = F.linear(wide, self.weight.to(wide.dtype))
+            logits_TE = linear(wide, self.weight.to(wide.dtype))
         if self.scoring_func == "sigmoid":
             scores_TE = logits_TE.sigmoid()
         else:

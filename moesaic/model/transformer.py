@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moesaic.config.model import ModelConfig
 from moesaic.kernels.cross_entropy import cross_entropy_sum
+from moesaic.kernels.matmul import linear
 from moesaic.kernels.reference import IGNORED
 from moesaic.model.ablation import Ablation
 from moesaic.model.block import Block
@@ -155,7 +155,7 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states: [..., D] to [..., V]."""
-        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+        return linear(hidden, self.head_weight.to(hidden.dtype))
 
     def loss(
         self,

@@ -1,11 +1,16 @@
 """Holds a fast form to its reference: value and every gradient, from the same inputs."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from moesaic.kernels.native import panels
 
 LARGEST_ERROR = {
     torch.float64: 1e-12,  # thousands of roundings of 2^-53
@@ -91,12 +96,30 @@ def assert_only_asked(part: Result, whole: Result) -> None:
 
 
 class Work(TorchDispatchMode):
-    """Watches the operations that run while it is on."""
+    """Watches the operations that run while it is on, those of the framework and the compiled."""
 
     products = 0
     """Multiplications in matrix products."""
     largest = 0
     """Entries of the largest tensor that an operation made."""
+
+    def __enter__(self) -> Self:
+        self._patched = ExitStack()
+        for name in ("multiply", "multiply_rows", "multiply_columns"):
+            compiled = self._counted(getattr(panels, name))
+            self._patched.enter_context(mock.patch.object(panels, name, compiled))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patched.close()
+
+    def _counted(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(left: Tensor, right: Tensor, *rest: Any, **named: Any) -> Any:
+            self.products += left.numel() * right.shape[-1]
+            return compiled(left, right, *rest, **named)
+
+        return counted
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_"):

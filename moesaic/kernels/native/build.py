@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_COMPILED = ("decode.cpp", "rows.cpp")
+_COMPILED = ("decode.cpp", "panels.cpp", "rows.cpp")
 _HEADERS = ("attention.h", "dot.h", "matrix.h", "model.h", "route.h", "team.h")
 _FLAGS = (
     "-std=c++17",
