@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moesaic.errors import DataError
 from moesaic.kernels.native.build import library
 
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -27,7 +28,8 @@ def norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`reference.rms_norm` of contiguous rows, and the scale of each, float32 [..., 1]."""
     out, width = torch.empty_like(x), x.shape[-1]
     scales = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    _call("norm", x.dtype, x, weight_D, x.numel() // width, width, eps, _threads(), out, scales)
+    inputs = x, weight_D.contiguous(), x.numel() // width, width, eps, _threads()
+    _call("norm", x.dtype, *inputs, out, scales)
     return out, scales
 
 
@@ -37,8 +39,8 @@ def norm_backward(
     """Gradients of `norm` with respect to ``x`` and, float32, the weight."""
     d_x, width, threads = torch.empty_like(x), x.shape[-1], _threads()
     d_weights = torch.zeros(threads, width)
-    sizes = x.numel() // width, width, threads
-    _call("norm_backward", x.dtype, grad, x, weight_D, scales, *sizes, d_x, d_weights)
+    inputs = grad, x, weight_D.contiguous(), scales, x.numel() // width, width, threads
+    _call("norm_backward", x.dtype, *inputs, d_x, d_weights)
     return d_x, d_weights.sum(0)
 
 
@@ -51,6 +53,7 @@ def gated(gate: Tensor, up: Tensor, weights: Tensor | None = None) -> Tensor:
         weights: float32 [R]; None for 1.
     """
     rows, width = gate.shape
+    assert _are_spaced_alike(gate, up)
     out = gate.new_empty(rows, width)
     _call("gated", gate.dtype, gate, up, gate.stride(0), weights, rows, width, _threads(), out)
     return out
@@ -79,17 +82,36 @@ def gated_backward(
         d_weights: receives the gradient of the weights, float32 [R], if given.
     """
     rows, width = gate.shape
+    assert _are_spaced_alike(gate, up, d_gate, d_up)
+    assert grad.is_contiguous()
     inputs = grad, gate, up, gate.stride(0), weights, rows, width, _threads()
     _call("gated_backward", gate.dtype, *inputs, d_gate, d_up, active, d_weights)
 
 
 def cross_entropy(logits_RV: Tensor, labels_R: Tensor, wants_grad: bool) -> Tensor:
-    """The loss of each row, float32 [R]; the gradient takes the place of the logits, if wanted."""
+    """The loss of each row, float32 [R]; the gradient takes the place of the logits, if wanted.
+
+    Raises:
+        DataError: if a label is no token.
+    """
     rows, width = logits_RV.shape
+    _check_labels(labels_R, width)
     losses_R = torch.empty(rows)
     inputs = logits_RV, labels_R, rows, width, _threads(), int(wants_grad)
     _call("cross_entropy", logits_RV.dtype, *inputs, losses_R)
     return losses_R
+
+
+def _check_labels(labels_R: Tensor, n_tokens: int) -> None:
+    """See that each label is an index of a row: memory beside it would be written otherwise."""
+    assert labels_R.dtype == torch.int64
+    assert labels_R.is_contiguous()
+    for label in torch.stack(labels_R.aminmax()).tolist() if len(labels_R) else ():
+        if not 0 <= label < n_tokens:
+            raise DataError(
+                f"label {label} is not one of the {n_tokens} tokens; use the tokenizer that "
+                "belongs to the model"
+            )
 
 
 def softmax_(scores: Tensor, seen: int) -> None:
@@ -120,6 +142,12 @@ def add_(sums: Tensor, values: Tensor) -> None:
     """
     matrices, size = len(values), values[0].numel()
     _call("add", values.dtype, sums, sums.stride(0), values, matrices, size, _threads())
+
+
+def _are_spaced_alike(*matrices: Tensor) -> bool:
+    """Whether rows have no gaps inside, and the same ones between them."""
+    steps = {x.stride(0) for x in matrices if len(x) > 1}
+    return len(steps) < 2 and all(x.stride(1) == 1 or x.shape[1] == 1 for x in matrices)
 
 
 def _threads() -> int:
