@@ -82,11 +82,10 @@ class SortedLayout:
 
     def matmul(self, rows: Tensor, matrices: Tensor) -> Tensor:
         """See `Layout`."""
-        matrices = matrices.to(rows.dtype)
         if panels.serve(rows, matrices):
             out = rows.new_empty(len(rows), matrices.shape[2])
             return panels.multiply_rows(rows, matrices, self.ends_e, out)
-        return F.grouped_mm(rows, matrices, offs=self.ends_e)
+        return F.grouped_mm(rows, matrices.to(rows.dtype), offs=self.ends_e)
 
     def outer(self, left: Tensor, right: Tensor, n_experts: int, dtype: torch.dtype) -> Tensor:
         """See `Layout`."""

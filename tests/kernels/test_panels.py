@@ -62,6 +62,22 @@ def test_rows_meet_the_matrix_of_their_group(
 
 
 @compiled
+@pytest.mark.parametrize("along", ["rows", "columns", "gaps"])
+@pytest.mark.parametrize(("a", "b"), WIDTHS)
+def test_float32_matrices_are_rounded_on_the_way_as_the_framework_rounds_them(
+    a: int, b: int, along: str, generator: torch.Generator
+):
+    ends, _ = groups([13, 0, 30])
+    rows = torch.randn(43, a, generator=generator).bfloat16()
+    matrices = torch.randn(3, a, b, generator=generator)
+    found = rows.new_empty(43, b)
+    panels.multiply_rows(rows, laid_out(matrices, along), ends, found)
+    rounded = rows.new_empty(43, b)
+    panels.multiply_rows(rows, matrices.bfloat16(), ends, rounded)
+    assert torch.equal(found, rounded)
+
+
+@compiled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("into", DTYPES, ids=str)
 @pytest.mark.parametrize("adds", [False, True])

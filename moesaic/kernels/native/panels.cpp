@@ -2,16 +2,18 @@
 // its rows with its rows.
 //
 // Both factors are brought into panels: 12 rows of the left one, 32 columns of the right one, with a
-// unit of 32 bits for every place on the axis that is summed over - a float32, or two neighbours in
-// bfloat16, which one instruction multiplies and adds. 24 sums of 16 lanes stay in registers while a
-// panel meets another (Goto and van de Geijn 2008, ACM TOMS 34(3), section 4). What a row and a
-// column give depends on nothing else, and not on the number of threads.
+// unit of 32 bits for every place on the axis that is summed over: a float32, or two neighbours in
+// bfloat16, which one instruction multiplies and adds. Float32 may be rounded to bfloat16 on the way.
+// 24 sums of 16 lanes stay in registers while a panel meets another (Goto and van de Geijn 2008, ACM
+// TOMS 34(3), section 4). What a row and a column give depends on nothing else, and not on the number of
+// threads.
 #include <omp.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "matrix.h"
 
@@ -21,7 +23,7 @@ namespace {
 
 constexpr int kHigh = 12;          // rows of a panel of the left factor
 constexpr int kWide = 32;          // columns of one of the right factor
-constexpr int64_t kDeep = 512;    // units that are summed before the next are brought into panels
+constexpr int64_t kDeep = 512;     // units that are summed before the next are brought into panels
 constexpr int64_t kKept = 1 << 17; // units of the left factor in panels at a time: half a near cache
 constexpr int64_t kColumns = 512;  // columns of one task
 
@@ -31,6 +33,10 @@ template <typename T>
 struct Factor {
   const T* values;
   int64_t across, along;
+
+  Factor from(int64_t place, int64_t depth) const {
+    return {values + place * across + depth * along, across, along};
+  }
 };
 
 template <typename T>
@@ -70,6 +76,22 @@ struct Unit<uint16_t> {
     __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, second));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
   }
+  static __m512i load(const float* from, int64_t left) {
+    return (__m512i)_mm512_cvtne2ps_pbh(some(from + 16, left - 16), some(from, left));
+  }
+  static __m512i pair(const float* first, const float* second, __mmask16 inside) {
+    __m512i low = rounded(first, inside);
+    return second ? _mm512_or_si512(low, _mm512_slli_epi32(rounded(second, inside), 16)) : low;
+  }
+
+ private:
+  static __m512 some(const float* from, int64_t left) {
+    if (left >= 16) return _mm512_loadu_ps(from);
+    return left > 0 ? _mm512_maskz_loadu_ps(__mmask16((1u << left) - 1), from) : _mm512_setzero_ps();
+  }
+  static __m512i rounded(const float* from, __mmask16 inside) {
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(inside, from)));
+  }
 };
 
 inline void transpose(__m512i (&x)[16]) {
@@ -99,14 +121,14 @@ inline void transpose(__m512i (&x)[16]) {
 
 // `count` of W neighbours across, `depth` values along, as [units][W]; what is missing is 0. Up to four
 // units more are written.
-template <int W, typename T>
-void pack(const Factor<T>& from, int64_t count, int64_t depth, uint32_t* to) {
+template <int W, typename T, typename S>
+void pack(const Factor<S>& from, int64_t count, int64_t depth, uint32_t* to) {
   constexpr int kEach = Unit<T>::kEach;
   const int64_t units = (depth + kEach - 1) / kEach;
   if (from.across == 1) {
     for (int64_t u = 0; u < units; u++) {
-      const T* first = from.values + u * kEach * from.along;
-      const T* second = kEach * u + 1 < depth ? first + from.along : nullptr;
+      const S* first = from.values + u * kEach * from.along;
+      const S* second = kEach * u + 1 < depth ? first + from.along : nullptr;
       for (int i = 0; i < W; i += 16) {
         const int64_t left = std::min<int64_t>(std::min(16, W - i), count - i);
         const __mmask16 inside = left > 0 ? uint16_t((1u << left) - 1) : 0;
@@ -214,10 +236,12 @@ class Kept {
   int64_t size_ = 0;
 };
 
-// The product of two factors, [rows, depth] and [depth, columns].
-template <typename T>
+// The product of two factors, [rows, depth] and [depth, columns], multiplied in T; the right one may lie
+// there in another type.
+template <typename T, typename S>
 struct Product {
-  Factor<T> left, right;
+  Factor<T> left;
+  Factor<S> right;
   int64_t rows, columns, depth;
   Place place;
 
@@ -225,7 +249,8 @@ struct Product {
     thread_local Kept lefts, rights, sums;
     constexpr int kEach = Unit<T>::kEach;
     const int64_t most = std::min(kDeep * kEach, depth), units = (most + kEach - 1) / kEach;
-    const int64_t panels = (row_end - row + kHigh - 1) / kHigh, wide = (column_end - column + kWide - 1) / kWide;
+    const int64_t panels = (row_end - row + kHigh - 1) / kHigh;
+    const int64_t wide = (column_end - column + kWide - 1) / kWide;
     uint32_t* left_panels = lefts.units(panels * units * kHigh + 16);
     uint32_t* right_panel = rights.units(units * kWide + 16);
     const bool is_whole = depth <= most;
@@ -233,14 +258,12 @@ struct Product {
     for (int64_t from = 0; from < depth || from == 0; from += most) {
       const int64_t deep = std::min(most, depth - from), now = (deep + kEach - 1) / kEach;
       for (int64_t i = 0; i < panels; i++) {
-        const Factor<T> part{left.values + (row + i * kHigh) * left.across + from * left.along, left.across,
-                             left.along};
-        pack<kHigh>(part, row_end - row - i * kHigh, deep, left_panels + i * units * kHigh);
+        const int64_t first = row + i * kHigh;
+        pack<kHigh, T>(left.from(first, from), row_end - first, deep, left_panels + i * units * kHigh);
       }
       for (int64_t j = 0; j < wide; j++) {
         const int64_t first = column + j * kWide;
-        const Factor<T> part{right.values + first * right.across + from * right.along, right.across, right.along};
-        pack<kWide>(part, column_end - first, deep, right_panel);
+        pack<kWide, T>(right.from(first, from), column_end - first, deep, right_panel);
         const bool ends = from + deep >= depth;
         for (int64_t i = 0; i < panels; i++) {
           const int64_t high = std::min<int64_t>(kHigh, row_end - row - i * kHigh);
@@ -261,29 +284,21 @@ struct Product {
   }
 };
 
-template <typename T>
-void run_all(const Product<T>* products, int64_t count, int threads) {
+template <typename P>
+void run_all(const std::vector<P>& products, int threads) {
   struct Task {
-    int32_t product;
+    const P* product;
     int64_t row, column;
   };
-  std::unique_ptr<Task[]> tasks;
-  int64_t n = 0;
-  for (int turn = 0; turn < 2; turn++) {
-    if (turn) tasks.reset(new Task[size_t(n)]);
-    n = 0;
-    for (int64_t p = 0; p < count; p++)
-      for (int64_t row = 0; row < products[p].rows; row += products[p].high())
-        for (int64_t column = 0; column < products[p].columns; column += kColumns) {
-          if (turn) tasks[n] = {int32_t(p), row, column};
-          n++;
-        }
-  }
+  std::vector<Task> tasks;
+  for (const P& one : products)
+    for (int64_t row = 0; row < one.rows; row += one.high())
+      for (int64_t column = 0; column < one.columns; column += kColumns) tasks.push_back({&one, row, column});
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t i = 0; i < n; i++) {
-    const Product<T>& p = products[tasks[i].product];
-    const int64_t row = tasks[i].row, column = tasks[i].column;
-    p.run(row, std::min(p.rows, row + p.high()), column, std::min(p.columns, column + kColumns));
+  for (size_t i = 0; i < tasks.size(); i++) {
+    const auto& [product, row, column] = tasks[i];
+    product->run(row, std::min(product->rows, row + product->high()), column,
+                 std::min(product->columns, column + kColumns));
   }
 }
 
@@ -291,21 +306,25 @@ enum Cut : int32_t { kNone = 0, kRows = 1, kDepth = 2 };
 
 // `count` products. `ends` cuts the rows of the left factor and of the results, or the axis that is summed
 // over; what is not cut lies `each` apart.
-template <typename T>
-void run_cut(Product<T> first, const int64_t* each, int64_t count, const int32_t* ends, Cut cut, int threads) {
-  std::unique_ptr<Product<T>[]> products(new Product<T>[size_t(count)]);
+template <typename P>
+void run_cut(const P& first, const int64_t* each, int64_t count, const int32_t* ends, Cut cut, int threads) {
+  std::vector<P> products(size_t(count), first);
   const int64_t size = first.place.is_half ? 2 : 4;
   for (int64_t g = 0; g < count; g++) {
     const int64_t start = g && cut ? ends[g - 1] : 0, length = cut ? ends[g] - start : 0;
-    Product<T>& one = products[g] = first;
+    P& one = products[size_t(g)];
     int64_t out = g * each[2];
-    one.left.values += cut == kRows ? start * one.left.across : cut == kDepth ? start * one.left.along : g * each[0];
-    one.right.values += cut == kDepth ? start * one.right.along : g * each[1];
-    if (cut == kRows) one.rows = length, out = start * one.place.step;
-    if (cut == kDepth) one.depth = length;
+    if (cut == kRows) {
+      one.left = one.left.from(start, 0), one.rows = length, out = start * one.place.step;
+    } else if (cut == kDepth) {
+      one.left = one.left.from(0, start), one.right = one.right.from(0, start), one.depth = length;
+    } else {
+      one.left.values += g * each[0];
+    }
+    if (cut != kDepth) one.right.values += g * each[1];
     one.place.values = static_cast<char*>(one.place.values) + out * size;
   }
-  run_all(products.get(), count, threads);
+  run_all(products, threads);
 }
 
 }  // namespace
@@ -313,20 +332,21 @@ void run_cut(Product<T> first, const int64_t* each, int64_t count, const int32_t
 
 // Sizes: rows, columns and depth of a product. Strides: of the left factor across and along, of the right
 // one, and from a row of the result to the next.
-#define MOESAIC_PRODUCTS(suffix, T)                                                                        \
-  void moesaic_products_##suffix(const T* left, const T* right, void* out, const int64_t* sizes,           \
+#define MOESAIC_PRODUCTS(suffix, T, S)                                                                     \
+  void moesaic_products_##suffix(const T* left, const S* right, void* out, const int64_t* sizes,           \
                                  const int64_t* strides, const int64_t* each, int64_t count,               \
                                  const int32_t* ends, int32_t cut, int32_t is_half, int32_t adds,          \
                                  int32_t threads) {                                                        \
     moesaic::Place place{out, strides[4], bool(is_half), bool(adds)};                                      \
-    moesaic::Product<T> first{{left, strides[0], strides[1]}, {right, strides[2], strides[3]},             \
+    moesaic::Product<T, S> first{{left, strides[0], strides[1]}, {right, strides[2], strides[3]},             \
                               sizes[0], sizes[1], sizes[2], place};                                        \
     moesaic::run_cut(first, each, count, ends, moesaic::Cut(cut), threads);                                \
   }
 
 extern "C" {
-MOESAIC_PRODUCTS(float32, float)
-MOESAIC_PRODUCTS(bfloat16, uint16_t)
+MOESAIC_PRODUCTS(float32, float, float)
+MOESAIC_PRODUCTS(bfloat16, uint16_t, uint16_t)
+MOESAIC_PRODUCTS(mixed, uint16_t, float)
 }
 #endif
 

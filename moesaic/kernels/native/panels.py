@@ -9,17 +9,24 @@ from torch import Tensor
 
 from moesaic.kernels.native.build import library
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""Types of factors and results, as names of functions end."""
+DTYPES = (torch.float32, torch.bfloat16)
+"""Types of factors and results."""
+_SUFFIXES = {
+    (torch.float32, torch.float32): "float32",
+    (torch.bfloat16, torch.bfloat16): "bfloat16",
+    (torch.bfloat16, torch.float32): "mixed",
+}
+"""Of the names of functions, by the types of both factors."""
 _NONE, _ROWS, _DEPTH = range(3)
 _SIGNATURE = (*(c_void_p,) * 6, c_int64, c_void_p, *(c_int32,) * 4)
 
 
 def serve(left: Tensor, right: Tensor) -> bool:
-    """Whether these two are better multiplied here: on a CPU where `is_faster`, of one type, and
-    with values that lie side by side in their rows or in their columns."""
-    alike = left.device.type == right.device.type == "cpu" and left.dtype == right.dtype
-    if not alike or left.dtype not in DTYPES or not is_faster():
+    """Whether these two are better multiplied here: on a CPU where `is_faster`, of one type or the
+    right one float32, and with values that lie side by side in their rows or in their columns."""
+    if not left.device.type == right.device.type == "cpu" or not is_faster():
+        return False
+    if (left.dtype, right.dtype) not in _SUFFIXES:
         return False
     return all(1 in x.stride()[-2:] for x in (left, right))
 
@@ -37,7 +44,7 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, adds: bool = False) -> Te
 
     Args:
         left: float32 or bfloat16.
-        right: of the same type.
+        right: of the same type, or float32: then it is rounded to bfloat16.
         out: float32 or bfloat16; its rows are contiguous.
         adds: add to what is there.
     """
@@ -52,7 +59,7 @@ def multiply_rows(left: Tensor, right: Tensor, ends: Tensor, out: Tensor) -> Ten
 
     Args:
         left: see `multiply`.
-        right: of the same type.
+        right: see `multiply`.
         ends: int32 [n], the row after the last of each group.
         out: see `multiply`.
     """
@@ -68,7 +75,7 @@ def multiply_columns(
 
     Args:
         left: see `multiply`.
-        right: of the same type.
+        right: see `multiply`.
         ends: see `multiply_rows`.
         out: see `multiply`.
         adds: add to what is there.
@@ -94,7 +101,7 @@ def _call(
     assert ends is None or (ends.dtype == torch.int32 and ends.is_contiguous())
     found = library()
     assert isinstance(found, ctypes.CDLL)
-    function = getattr(found, f"moesaic_products_{DTYPES[left.dtype]}")
+    function = getattr(found, f"moesaic_products_{_SUFFIXES[left.dtype, right.dtype]}")
     function.argtypes, function.restype = _SIGNATURE, None
     strides = (*left.stride()[-2:], *reversed(right.stride()[-2:]), out.stride(-2))
     numbers = [(c_int64 * len(each))(*each) for each in (sizes, strides, each)]
