@@ -28,8 +28,8 @@ Wants = Literal["none", "last", "all", "hidden"]
 
 _CHUNK = 1024
 """Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
-_FEW = 256
-"""Up to this many tokens, one pass of it, the compiled form is faster than matmuls."""
+_FEW = 128
+"""Up to this many tokens the compiled form is faster than matmuls."""
 _FEW_RECORDED = 32
 """Up to this many tokens a GPU waits for its host, pass after pass."""
 
