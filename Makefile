@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check parity bench docs clean
+.PHONY: demo test check sanitize parity bench docs clean
 
 demo: $(READY)  ## pretrain a small model, fine-tune eight experts, merge, compare
 	@$(BIN)/moesaic demo
@@ -17,6 +17,9 @@ check: $(READY)  ## format, lint, types, import contracts
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
+
+sanitize: $(READY)  ## the compiled functions under GCC's checkers of memory, undefined behaviour and races
+	@$(BIN)/pytest -q -rs -m slow tests/kernels/test_sanitized.py
 
 parity: $(READY)  ## compare with transformers, slow cases too
 	@$(BIN)/pytest -q -m parity

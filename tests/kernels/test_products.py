@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from moesaic.kernels.groupwise import GROUP
 from moesaic.kernels.native.build import library
-from moesaic.kernels.native.pack import BITS, Kind, Rows
+from moesaic.kernels.native.pack import BITS, Kind, Matrix, Rows
 from moesaic.kernels.native.structures import Model, Pass, native_library
 
 pytestmark = pytest.mark.skipif(isinstance(library(), str), reason=f"not compiled: {library()}")
@@ -37,12 +37,11 @@ def random_rows(n: int, width: int, kind: Kind, generator: torch.Generator) -> R
     return rows
 
 
-def multiplied(rows: Rows, x_TD: Tensor, scale_D: Tensor, threads: int) -> Tensor:
+def multiplied(head: Matrix, x_TD: Tensor, scale_D: Tensor, threads: int) -> Tensor:
     """What a pass through no layers gives: the normed input times the weight, as a head."""
     n, width = x_TD.shape
-    found = torch.full((n, len(rows.values)), torch.nan)
+    found = torch.full((n, head.rows), torch.nan)
     wanted = torch.arange(n, dtype=torch.int32)
-    head = rows.matrix()
     model = Model(head=head, hidden=width, heads=1, key_heads=1, head_width=2, groups=1)
     told = Pass(
         wanted=wanted.data_ptr(),
@@ -77,7 +76,8 @@ def check(kind: Kind, n_rows: int, width: int, n: int, threads: int = 1, side: S
     # Of length √D whatever their signs, so that the norm leaves the scale, bit for bit.
     signs = torch.randint(0, 2, (n, width), generator=generator) * 2.0 - 1
     scale = torch.randn(width, generator=generator)
-    got = multiplied(guarded_rows(rows, side), guarded(signs, side), guarded(scale, side), threads)
+    beside_walls = guarded_rows(rows, side)
+    got = multiplied(beside_walls.matrix(), guarded(signs, side), guarded(scale, side), threads)
     activations = as_multiplied(signs * scale, kind)
     want = activations @ rows.floats().double().T
     most = activations.abs() @ largest_parts(rows).T
