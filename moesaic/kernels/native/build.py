@@ -2,12 +2,15 @@
 
 import ctypes
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from time import time
 
 import torch
 
@@ -25,6 +28,7 @@ _FLAGS = (
 )
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300
+_UNFINISHED = "unfinished-"
 
 
 @cache
@@ -32,36 +36,74 @@ def library() -> ctypes.CDLL | str:
     """The compiled functions, or why there are none; compiled at the first call on a machine.
 
     What was compiled is kept in the user's cache folder, under a name made from the sources, the
-    compiler and the processor.
+    compiler and the processor: a home that several machines share has one for each. Where nothing
+    can be kept, every process compiles for itself.
     """
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
-        return f"no C++ compiler was found (looked for {', '.join(_COMPILERS)})"
-    path = _folder() / f"{_digest(compiler)}.so"
-    try:
-        if not path.exists():
-            _compile(compiler, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        return f"{compiler} could not compile it: {told.strip()[:500]}"
+    reasons = []
+    for compiler in dict.fromkeys(filter(None, map(shutil.which, _COMPILERS))):
+        try:
+            return _library_of(compiler)
+        except (OSError, subprocess.SubprocessError) as error:
+            told = getattr(error, "stderr", None) or str(error)
+            reasons.append(f"{compiler} could not compile it: {str(told).strip()[:500]}")
+    return "; ".join(reasons) or f"no C++ compiler was found (looked for {', '.join(_COMPILERS)})"
 
 
-def _compile(compiler: str, path: Path) -> None:
-    """Write the library under another name first: several processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def _library_of(compiler: str) -> ctypes.CDLL:
+    """What was kept, or else what is compiled now.
+
+    Raises:
+        OSError: if nothing can be written, read or loaded.
+        SubprocessError: if it cannot be compiled.
+    """
+    name, kept = f"{_digest(compiler)}.so", _folder()
+    if kept is not None:
+        with suppress(OSError):  # there is none, or one that is damaged
+            return ctypes.CDLL(str(kept / name))
+        with suppress(OSError, subprocess.CalledProcessError):  # full, or not to be written
+            kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _remove_unfinished(kept)
+            return _compiled(compiler, kept, kept / name)
+    return _compiled(compiler, None, None)
+
+
+def _compiled(compiler: str, parent: Path | None, kept: Path | None) -> ctypes.CDLL:
+    """Compile and load, in a folder that is gone afterwards.
+
+    Args:
+        compiler: which.
+        parent: where to make the folder; None for the system's.
+        kept: where the library is moved to, whole: several processes may do so at once.
+    """
     here = Path(__file__).parent
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=parent) as folder:
         objects = [f"{folder}/{name}.o" for name in _COMPILED]
         for name, made in zip(_COMPILED, objects, strict=True):
             _run(compiler, *_FLAGS, "-c", str(here / name), "-o", made)
-        fresh = Path(folder) / path.name
+        fresh = Path(folder) / "library.so"
         _run(compiler, "-shared", *objects, _threads(), "-o", str(fresh))
-        fresh.replace(path)
+        found = ctypes.CDLL(str(fresh))
+        if kept is not None:
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())  # so that no other stands under its name after a crash
+            fresh.replace(kept)
+        return found
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+def _remove_unfinished(folder: Path) -> None:
+    """What processes left that were ended while they compiled."""
+    for each in folder.glob(f"{_UNFINISHED}*"):
+        with suppress(OSError):
+            if time() - each.stat().st_mtime > 4 * _SECONDS:
+                shutil.rmtree(each, ignore_errors=True)
+
+
+def _run(*command: str) -> str:
+    """What a command says."""
+    ended = subprocess.run(
+        command, check=True, capture_output=True, text=True, errors="replace", timeout=_SECONDS
+    )
+    return ended.stdout
 
 
 def _threads() -> str:
@@ -76,14 +118,16 @@ def _threads() -> str:
     return min(loaded, default="-fopenmp")
 
 
-def _folder() -> Path:
-    return Path.home() / ".cache" / "moesaic" / "native"
+def _folder() -> Path | None:
+    """Where what was compiled is kept; None for a user without a home."""
+    try:
+        return Path.home() / ".cache" / "moesaic" / "native"
+    except RuntimeError:
+        return None
 
 
 def _digest(compiler: str) -> str:
-    told = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=False, timeout=_SECONDS
-    ).stdout
+    told = _run(compiler, "--version")
     here = Path(__file__).parent
     sources = [(here / name).read_bytes() for name in (*_COMPILED, *_HEADERS)]
     settings = (told, " ".join(_FLAGS), _threads(), _processor())
@@ -97,4 +141,4 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return next((line for line in lines if line.startswith(("flags", "Features", "isa"))), "")
