@@ -21,7 +21,7 @@ from moesaic.esft.park import load_slice
 from moesaic.esft.select import Selection
 from moesaic.kernels import grouped
 from moesaic.kernels.attention import fused
-from moesaic.kernels.native import rows
+from moesaic.kernels.native import panels, rows
 from moesaic.model import attention, mla
 from moesaic.model.adapt import adapt_, fresh_factors
 from moesaic.model.build import torch_dtype
@@ -83,7 +83,8 @@ VARIANTS = {
 def take_forms_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sorted rows, fused attention, and nothing that is compiled for a CPU."""
     monkeypatch.setattr(rows, "serve", lambda *tensors: False)
-    monkeypatch.setattr(grouped, "_grouped_matmul_serves", lambda x_TD, widths: True)
+    monkeypatch.setattr(panels, "serve", lambda left, right: False)
+    monkeypatch.setattr(grouped, "_one_row_per_pair_serves", lambda x_TD, widths: True)
     for module in (attention, mla):
         monkeypatch.setattr(module, "attention", fused)
 

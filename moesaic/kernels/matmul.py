@@ -61,11 +61,12 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """Keeps its two inputs, as the framework's does."""
+    """Keeps of its inputs what the gradients that are asked for need, as the framework's does."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        wants_x, wants_weight = ctx.needs_input_grad
+        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
         return matmul(_rows(x), weight.t()).view(*x.shape[:-1], len(weight))
 
     @staticmethod
@@ -74,9 +75,11 @@ class _Linear(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad, (wants_x, wants_weight) = _rows(grads[0]), ctx.needs_input_grad
-        d_x = matmul(grad, weight).view_as(x) if wants_x else None
-        return d_x, matmul(grad.t(), _rows(x)) if wants_weight else None
+        grad = _rows(grads[0])
+        d_x = None
+        if weight is not None:
+            d_x = matmul(grad, weight).view(*grads[0].shape[:-1], weight.shape[1])
+        return d_x, None if x is None else matmul(grad.t(), _rows(x))
 
 
 def _rows(x: Tensor) -> Tensor:

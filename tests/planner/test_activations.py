@@ -13,7 +13,7 @@ from moesaic.config.presets import (
     TINY_V2,
     TINY_V3,
 )
-from moesaic.kernels import cross_entropy, grouped
+from moesaic.kernels import cross_entropy, grouped, layout
 from moesaic.kernels.attention import fused
 from moesaic.model.residency import Residency
 from moesaic.model.trace import RoutingTrace
@@ -146,7 +146,7 @@ def test_the_chunks_of_the_loss_are_those_of_the_kernel():
 
 
 def test_what_is_added_or_updated_at_a_time_is_as_in_the_kernels():
-    assert grouped._COLUMNS == working.ADDED_ROWS
+    assert layout._COLUMNS == working.ADDED_ROWS
     assert grouped._SUMMED == working.SUMMED
     assert adamw.PIECE == working.PIECE
 
