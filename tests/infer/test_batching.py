@@ -145,7 +145,7 @@ def test_a_long_prompt_does_not_hold_up_a_running_answer(model: Transformer):
         running.cancel()
     reading = [place for place, sizes in enumerate(decoder.sizes) if sizes == [8]]
     assert len(reading) == 10
-    assert all(decoder.sizes[place + 1] == [1] for place in reading[:-1])
+    assert all(decoder.sizes[place + 1] in ([1], [2]) for place in reading[:-1])
 
 
 def test_a_cancelled_request_gives_its_blocks_back_and_ends(model: Transformer):
@@ -243,7 +243,7 @@ def test_a_prompt_is_echoed_with_the_probabilities_of_the_model(
 ):
     texts = ["one two three four five", "four, two", "o", "five four"]
     rows = [tokenizer.encode_prompt(text) for text in texts]
-    settings = GenerateConfig(max_new_tokens=14)
+    settings = GenerateConfig(max_new_tokens=14, seed=1)
     with engine_of(model, tokenizer, n_blocks, prefill_tokens=3) as engine:
         asked = [Job(tuple(row), settings, top_logprobs=1, echoes=True) for row in rows * 2]
         streams = [engine.submit(job) for job in asked]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from moesaic.config.infer import GenerateConfig
 from moesaic.errors import RequestError
-from moesaic.infer.sample import distribution, draw, likeliest, sample
+from moesaic.infer.sample import distribution, draw, likeliest, sample, waits
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0, -3.0]])
 PLAIN = GenerateConfig(temperature=1.0, top_p=1.0)
@@ -100,8 +100,40 @@ def test_a_sequence_is_drawn_from_its_own_generator() -> None:
 def test_each_token_takes_one_random_number() -> None:
     [first], [second] = seeded(9), seeded(9)
     sample(LOGITS, PLAIN, [first])
-    torch.rand(1, dtype=torch.float64, generator=second)
+    torch.randint(2**63 - 1, (1,), generator=second)
     assert first.get_state().equal(second.get_state())
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_distributions_that_are_alike_give_the_same_token_for_the_same_number(
+    temperature: float, generator: torch.Generator
+) -> None:
+    """As often as is promised at least, within five standard errors, and rarely more often than
+    any way of drawing could."""
+    logits_BV = torch.randn(2, 50, generator=generator)
+    near_BV = logits_BV + 0.3 * torch.randn(2, 50, generator=generator)
+    settings, n = PLAIN.changed(temperature=temperature), 4000
+    for one_V, other_V in zip(
+        distribution(logits_BV, settings), distribution(near_BV, settings), strict=True
+    ):
+        first, second = ([torch.Generator().manual_seed(3)] * n for _ in range(2))
+        same = draw(one_V.expand(n, -1), first) == draw(other_V.expand(n, -1), second)
+        share, most = float(same.double().mean()), float(torch.minimum(one_V, other_V).sum())
+        error = 5 * (0.25 / n) ** 0.5
+        assert (most / (2 - most)) - error < share < most + error  # 1 - d is what they share
+
+
+def test_random_bits_are_those_of_the_published_code() -> None:
+    """The first outputs of splitmix64.c from the state 1234567."""
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    uniform = (-waits(torch.tensor([1234567]), 5)).exp()
+    assert uniform.tolist() == pytest.approx([bits / 2**64 for bits in published], rel=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
