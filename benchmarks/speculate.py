@@ -5,7 +5,8 @@ a folder is given. Texts are written one at a time without drafts, with them, an
 as they are measured to gain time, in turns: by the form that makes one framework call after
 another, whose time hardly depends on the tokens in a pass, and by the compiled form, which does
 little but read and multiply. What a pass of two tokens and a draft cost is measured in the same
-run: tokens per pass over their sum is the gain to be expected.
+run: tokens per pass over their sum is the gain to be expected. The engine of a server writes 1, 4
+and 16 texts at once in the same three ways.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.measure.drafting import CALL_BY_CALL, COMPILED, run_lap
 from benchmarks.measure.results import write_result
+from benchmarks.measure.together import told, write_together
 from moesaic.config.infer import GenerateConfig
 from moesaic.config.load import read_run_file
 from moesaic.config.train import TrainConfig
@@ -38,6 +40,8 @@ from moesaic.runlog import hardware
 from moesaic.train.loop import train
 
 FORMS = (CALL_BY_CALL, COMPILED)
+AT_ONCE = (1, 4, 16)
+"""Texts that an engine is asked for."""
 TEMPERATURES = (0.0, 1.0)
 MODELS: dict[int, list[str]] = {4: [], 16: ["model.num_hidden_layers=16", "batch.rows=8"]}
 """By their layers: what the run file of the demo's model is changed to."""
@@ -86,6 +90,36 @@ def measure(
         **spread("gain_auto", [lap.gain(lap.auto_s) for lap in laps]),
         "drafted_auto": round(total(alone, "drafts") / total(alone, "passes"), 3),
     }
+
+
+def compare_together(
+    folder: Path,
+    forms: Sequence[str],
+    temperatures: Sequence[float],
+    at_once: Sequence[int],
+    threads: int,
+    effort: Effort,
+) -> dict[str, Any]:
+    """The same by the engine of a server, from several texts at once."""
+    model = load_model(folder, "float32").requires_grad_(requires_grad=False)
+    model.config = model.config.changed(eos_token_id=None)  # every text is as long
+    layers, cases = model.config.num_hidden_layers, dict[str, Any]()
+    for form, temperature, n in product(forms, temperatures, at_once):
+        torch.set_num_threads(1 if form == CALL_BY_CALL else threads)
+        rows = beginnings(Tokenizer.load(folder), n).tolist()
+        config = GenerateConfig(max_new_tokens=effort.tokens, temperature=temperature, top_p=1.0)
+        found = told(write_together(form, model, rows, config, effort.rounds), n * effort.tokens)
+        name = f"{layers} layers, {form}, temperature {temperature:g}, {n} at once by the engine"
+        cases[name] = {"threads": torch.get_num_threads(), **found}
+        print(
+            f"{name} | {found['tokens_per_s_without']:.0f} tok/s without"
+            f" | {found['acceptance']:.0%} accepted, {found['tokens_per_pass']:.2f} tokens per pass"
+            f" | gain {found['gain']:.2f} ({min(found['gains']):.2f} to {max(found['gains']):.2f})"
+            f" | auto {found['gain_auto']:.2f} ({min(found['gains_auto']):.2f} to"
+            f" {max(found['gains_auto']):.2f}), drafts in {found['drafted_auto']:.0%} of passes",
+            flush=True,
+        )
+    return cases
 
 
 def total(counts: Sequence[Counts], of: str) -> int:
@@ -174,6 +208,8 @@ def main() -> None:
     add("--layers", type=int, nargs="+", choices=MODELS, default=list(MODELS))
     add("--forms", nargs="+", choices=FORMS, default=FORMS)
     add("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    add("--at-once", type=int, nargs="*", default=AT_ONCE, help="texts that an engine is asked for")
+    add("--no-alone", action="store_true", help="only by the engine")
     add("--work", type=Path, metavar="DIR", help="where trained models are kept")
     add("--prepare", action="store_true", help="only train the models")
     add("--threads", type=int, default=hardware()["cores"])
@@ -186,8 +222,11 @@ def main() -> None:
         folders = [options.model] if options.model else []
         folders = folders or [trained(layers, work, effort) for layers in options.layers]
         for folder in [] if options.prepare else folders:
-            chosen = options.forms, options.temperatures, options.threads
-            cases.update(compare(folder, *chosen, effort))
+            chosen = options.forms, options.temperatures
+            if not options.no_alone:
+                cases.update(compare(folder, *chosen, options.threads, effort))
+            several = options.at_once, options.threads, effort
+            cases.update(compare_together(folder, *chosen, *several))
     if cases:
         name = "speculate-quick" if options.quick else "speculate"
         print(write_result(name, cases, options.threads))

@@ -13,6 +13,8 @@ from moesaic.infer.batching import BatchEngine
 from moesaic.infer.blocks import BlockPool
 from moesaic.infer.decoder import Fed, Found, TorchDecoder
 from moesaic.infer.job import Job, Stream
+from moesaic.infer.sequence import Sequence as Running
+from moesaic.infer.text import Written
 from moesaic.model.transformer import Transformer
 
 BLOCK = 4
@@ -60,6 +62,12 @@ def engine_of(
 ) -> BatchEngine:
     decoder = TorchDecoder(model, pool_of(model, n_blocks))
     return BatchEngine(decoder, tokenizer, ServeConfig.parse(settings))
+
+
+def running(model: Transformer, ids: Sequence[int], settings: GenerateConfig) -> Running:
+    """A text that a batch is to write."""
+    asked = Job(tuple(ids), settings)
+    return Running.begin(asked, Written.begin(model.config, None, settings))
 
 
 def job(ids: Sequence[int], priority: int = 0, **settings: object) -> Job:

@@ -7,19 +7,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from statistics import mean, median
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from moesaic.config.infer import GenerateConfig
+from moesaic.config.infer import GenerateConfig, Speculate
+from moesaic.config.serve import ServeConfig
 from moesaic.infer.blocks import Held
 from moesaic.infer.decoder import Decoder, Fed, Found, Known, TorchDecoder, build_decoder
 from moesaic.infer.generate import pool_for
-from moesaic.infer.pace import Counts, Pace
+from moesaic.infer.job import Job
+from moesaic.infer.pace import Counts
 from moesaic.infer.sample import sample
-from moesaic.infer.speculative import Speculation
+from moesaic.infer.sequence import Sequence as Running
+from moesaic.infer.steps import Batch
+from moesaic.infer.text import Written
 from moesaic.model.transformer import Transformer
 
 T = TypeVar("T")
@@ -45,7 +50,7 @@ class Timed:
     def draft(self, known: Sequence[Known]) -> Tensor:
         """See `Decoder`."""
         [one] = known
-        what = "draft" if len(one.ids) <= 2 else "prompt"
+        what = "draft" if len(one.ids) <= 2 else "draft after more"
         return self._timed(what, lambda: self._decoder.draft(known))
 
     def _timed(self, what: str, call: Callable[[], T]) -> T:
@@ -68,18 +73,23 @@ def write_plainly(decoder: Decoder, prompt: Sequence[int], config: GenerateConfi
     return seconds / (config.max_new_tokens - 1)
 
 
+def begin(prompt: Sequence[int], config: GenerateConfig) -> Running:
+    """A text that nothing ends but its length."""
+    job = Job(tuple(prompt), config)
+    return Running.begin(job, Written(None, frozenset(), config.max_new_tokens))
+
+
 def write_with_drafts(
-    decoder: Decoder, prompt: Sequence[int], config: GenerateConfig, may_stop: bool
+    decoder: Decoder, prompt: Sequence[int], config: GenerateConfig, speculate: Speculate
 ) -> tuple[float, Counts]:
-    """Seconds per token after the prompt, drafts included, and what these came to."""
-    speculation = Speculation(decoder, [prompt], config, Pace(may_stop))
-    passes = speculation.draw()
-    next(passes)
+    """Seconds per token after the first, drafts included, and what these came to."""
+    text = begin(prompt, config)
+    steps = Batch(decoder, ServeConfig(speculate=speculate)).write([text])
+    deque(takewhile(lambda step: not step[0], steps), maxlen=0)
     start = time.perf_counter()
-    deque(passes, maxlen=0)
+    deque(steps, maxlen=0)
     seconds = time.perf_counter() - start
-    [counts] = speculation.counts
-    return seconds / counts.tokens, counts
+    return seconds / (config.max_new_tokens - 1), text.counts
 
 
 @dataclass(slots=True)
@@ -112,11 +122,12 @@ def run_lap(
     for prompt in prompts:
         plain, drafted, auto = (Timed(form, model, room) for _ in range(3))
         lap.plain_s.append(write_plainly(plain, prompt, config))
-        for decoder, may_stop, seconds, counts in (
-            (drafted, False, lap.drafted_s, lap.counts),
-            (auto, True, lap.auto_s, lap.auto_counts),
-        ):
-            took_s, count = write_with_drafts(decoder, prompt, config, may_stop)
+        ways: tuple[tuple[Decoder, Speculate, list[float], list[Counts]], ...] = (
+            (drafted, "always", lap.drafted_s, lap.counts),
+            (auto, "auto", lap.auto_s, lap.auto_counts),
+        )
+        for decoder, way, seconds, counts in ways:
+            took_s, count = write_with_drafts(decoder, prompt, config, way)
             seconds.append(took_s)
             counts.append(count)
         for decoder in (plain, drafted):

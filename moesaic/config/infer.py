@@ -43,8 +43,8 @@ class HeldConfig(GenerateConfig):
     holds all."""
     speculate: Speculate = "never"
     """Whether the model's prediction module drafts tokens, which the model then checks two in a
-    pass: always, never, or as long as that is measured to be faster. What is likely stays as it is,
-    but a seed gives other tokens."""
+    pass: always, never, or as long as that is measured to be faster. A seed gives the same tokens
+    in any of these ways."""
 
 
 class TextConfig(HeldConfig):

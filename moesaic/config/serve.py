@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from moesaic.config.infer import Speculate
 from moesaic.config.memory import Memory
 from moesaic.config.settings import Settings
 
@@ -34,6 +35,11 @@ class ServeConfig(Settings):
     """Whether a request's numbers are the same to the last bit whatever else is asked. Sequences
     then go through the model one by one, prompts are read anew, and a request waits for all the
     room it could need."""
+    speculate: Speculate = "auto"
+    """Whether the model's prediction module, if it has one, drafts tokens, which the model then
+    checks together with the next: always, never, or as long as that is measured to be faster, by
+    the number of sequences in a pass. No token is another for it. With ``deterministic`` time
+    decides nothing, and ``auto`` makes no drafts."""
     timeout_s: PositiveFloat = 600.0
     """Seconds from a request's arrival after which it is given up."""
     arrival_s: PositiveFloat = 30.0

@@ -6,8 +6,6 @@ from itertools import count
 from threading import Condition, Thread
 from time import monotonic
 
-import torch
-
 from moesaic.config.model import ModelConfig
 from moesaic.config.serve import ServeConfig
 from moesaic.data.tokenizer import Tokenizer
@@ -79,23 +77,18 @@ class BatchEngine:
             BusyError: if too many wait, or the engine is closing.
         """
         self._check(job)
-        stream = Stream(job, wake)
-        sequence = Sequence(
-            stream,
-            next(self._orders),
-            monotonic(),
-            Written.begin(self._model, self._tokenizer, job.settings, job.grammar),
-            torch.Generator().manual_seed(job.settings.seed),
-            list(job.prompt_ids),
-            TextStream(self._tokenizer) if job.echoes and self._tokenizer else None,
-        )
+        written = Written.begin(self._model, self._tokenizer, job.settings, job.grammar)
+        sequence = Sequence.begin(job, written, wake)
+        sequence.order = next(self._orders)
+        if job.echoes and self._tokenizer:
+            sequence.echoed = TextStream(self._tokenizer)
         with self._changed:
             self._check_room()
             if job.variant is not None:
                 job.variant.enter()
             self._wait(sequence)
             self._changed.notify()
-        return stream
+        return sequence.stream
 
     def stats(self) -> Stats:
         """How it stands, as of the latest step."""

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 
 from moesaic.config.chat import ChatConfig
+from moesaic.config.serve import ServeConfig
 from moesaic.data.chat import ChatTemplate
 from moesaic.data.chat_templates import TEMPLATES
 from moesaic.data.documents import Message
@@ -15,10 +16,12 @@ from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import DataError, RequestError
 from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Decoder, Fed, build_decoder
+from moesaic.infer.draft import Ahead
+from moesaic.infer.job import Job
 from moesaic.infer.load import load_held
-from moesaic.infer.pace import Pace
 from moesaic.infer.sample import sample
-from moesaic.infer.speculative import Speculation
+from moesaic.infer.sequence import Sequence as Running
+from moesaic.infer.steps import Batch
 from moesaic.infer.text import Written
 from moesaic.model.build import torch_dtype
 
@@ -52,11 +55,11 @@ class Conversation:
         self._decoder, self._template, self._config = decoder, template, config
         self._held = Held(decoder.pool)
         self._seen: list[int] = []
-        has_module = decoder.model.config.num_nextn_predict_layers > 0
-        self._pace = Pace(may_stop=config.speculate == "auto")
-        """Of drafts, over all answers."""
+        self._batch = Batch(decoder, ServeConfig(speculate=config.speculate))
+        self.drafts = self._batch.drafts
+        """Those of all answers; None where none are made."""
         self._n_ahead = 0
-        self._pace.is_on = config.speculate == "always" or (self._pace.may_stop and has_module)
+        """Positions that the prediction module has read."""
 
     @classmethod
     def load(cls, folder: Path | str, config: ChatConfig) -> Self:
@@ -126,7 +129,7 @@ class Conversation:
         self, ids: Sequence[int], written: Written, turn: int, stopped: Callable[[], bool]
     ) -> Iterator[str]:
         """Read a prompt, then write until an end, or until stopped."""
-        if self._pace.is_on:
+        if self.drafts is not None and self.drafts.is_on:
             yield from self._drafted_pieces(ids, written, turn, stopped)
             return
         generator = torch.Generator().manual_seed(self._config.seed + turn)
@@ -151,21 +154,20 @@ class Conversation:
     ) -> Iterator[str]:
         """The same with drafts."""
         self._cut(ids, self._n_ahead)
-        new, drawn = ids[len(self._seen) :], list[int]()
-        self.n_read = len(new)
-        config = self._config.changed(seed=self._config.seed + turn, max_new_tokens=written.room)
-        speculation = Speculation(self._decoder, [new], config, self._pace, [self._held])
-        passes = speculation.draw()
+        self.n_read = len(ids) - len(self._seen)
+        settings = self._config.changed(seed=self._config.seed + turn)
+        text = Running.begin(Job(tuple(ids), settings), written)
+        text.held, text.ahead, text.is_lent = self._held, Ahead.beside(self._held), True
+        ahead, steps = text.ahead, self._batch.write([text])
         try:
             while written.ending is None and not stopped():
-                [tokens] = next(passes)
-                drawn += tokens
-                for token in tokens:
-                    if written.ending is None:
-                        yield written.add(token)
+                for piece in next(steps)[0]:
+                    yield piece.text
         finally:
-            self._seen = [*ids, *drawn][: self._held.length]
-            [self._n_ahead] = speculation.n_ahead
+            if text.held is not None:
+                self._batch.dismiss(text, "cancelled", None)
+            self._seen = text.ids[: self._held.length]
+            self._n_ahead = ahead.held.length
         if written.ending is None and written.stream:
             yield written.stream.finish()
 

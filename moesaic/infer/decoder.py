@@ -23,9 +23,9 @@ from moesaic.kernels.native.pack import Form
 from moesaic.model.trace import RoutingTrace
 from moesaic.model.transformer import Transformer
 
-Wants = Literal["none", "last", "all", "hidden"]
-"""Of which of the tokens fed logits and hidden states are asked for; of all hidden states alone."""
-
+Wants = Literal["none", "last", "all", "hidden", "end"]
+"""Of which tokens hidden states and logits are asked for: ``end``, of all, and of the last."""
+_EARLY: dict[Wants, Wants] = {"last": "none", "end": "hidden"}
 _CHUNK = 1024
 """Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
 _FEW = 128
@@ -48,9 +48,9 @@ class Found:
     """What came out for one sequence."""
 
     logits_TV: Tensor
-    """Float32, of the tokens that were asked for; of none where hidden states alone were."""
+    """Float32, of the tokens whose logits were asked for."""
     hidden_TD: Tensor
-    """Normed hidden states of the tokens that were asked for, float32."""
+    """Normed, float32, of the tokens whose hidden states were asked for: the last are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class TorchDecoder:
         for start in range(0, len(one.ids), _CHUNK):
             part = one.ids[start : start + _CHUNK]
             is_last = start + _CHUNK >= len(one.ids)
-            wants = one.wants if one.wants in ("all", "hidden") or is_last else "none"
+            wants = one.wants if is_last else _EARLY.get(one.wants, one.wants)
             found.append(self._feed_once([Fed(one.held, part, wants)])[0])
         return Found(
             torch.cat([each.logits_TV for each in found]),
@@ -133,7 +133,7 @@ class TorchDecoder:
         if self._load is not None and trace is not None:
             self._load.add_trace(trace)
         asked = [row[len(row) - _count(one) :] for row, one in zip(hidden_BSD, fed, strict=True)]
-        scored = [hidden[: _count_scored(one)] for one, hidden in zip(fed, asked, strict=True)]
+        scored = [row[len(row) - _count_scored(one) :] for one, row in zip(fed, asked, strict=True)]
         logits_TV = self.model.head(torch.cat(scored)).float()
         split = zip(logits_TV.split(list(map(len, scored))), asked, strict=True)
         return [Found(logits, hidden.float()) for logits, hidden in split]
@@ -197,7 +197,7 @@ class CpuDecoder:
         owners = [one.held for one in fed for _ in one.ids]
         ends = list(accumulate(len(one.ids) for one in fed))
         asked = [range(end - _count(one), end) for one, end in zip(fed, ends, strict=True)]
-        scored = [part[: _count_scored(one)] for one, part in zip(fed, asked, strict=True)]
+        scored = [range(end - _count_scored(one), end) for one, end in zip(fed, ends, strict=True)]
         logits, hidden = self._native.step(ids, owners, [*chain(*scored)])
         if len(ids) == 1 == len(asked[0]):
             return [Found(logits, hidden)]
@@ -291,9 +291,9 @@ def make_rooms(fed: Sequence[Fed]) -> None:
 
 def _count(one: Fed) -> int:
     """Of how many tokens, the last ones, hidden states are asked for."""
-    return {"none": 0, "last": 1, "all": len(one.ids), "hidden": len(one.ids)}[one.wants]
+    return {"none": 0, "last": 1}.get(one.wants, len(one.ids))
 
 
 def _count_scored(one: Fed) -> int:
     """Of how many tokens, the last ones, logits are asked for."""
-    return 0 if one.wants == "hidden" else _count(one)
+    return {"hidden": 0, "end": 1}.get(one.wants, _count(one))

@@ -1,66 +1,47 @@
-"""Drafted tokens, and whether they are kept.
+"""`Ahead`: what a prediction module has of a sequence, and has still to read.
 
-Letters: T tokens fed, V vocabulary, B sequences.
+Letters: T tokens fed, D hidden.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from moesaic.config.infer import GenerateConfig
-from moesaic.infer.sample import check_finite, distribution, draw, likeliest
+from moesaic.infer.blocks import Held
+from moesaic.infer.decoder import Known
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A token that was guessed."""
+@dataclass(slots=True)
+class Ahead:
+    """What a prediction module has of one sequence.
 
-    token: int
-    probs_V: Tensor | None
-    """What it was drawn with; None where the likeliest token is taken."""
-
-
-def guess(
-    logits_BV: Tensor, config: GenerateConfig, generators: Sequence[torch.Generator]
-) -> list[Draft]:
-    """Draw a draft for every sequence as a token is drawn."""
-    if config.temperature == 0:
-        return [Draft(token, None) for token in likeliest(logits_BV)]
-    check_finite(logits_BV)
-    probs_BV = distribution(logits_BV, config)
-    tokens = draw(probs_BV, generators).tolist()
-    return [Draft(*drawn) for drawn in zip(tokens, probs_BV, strict=True)]
-
-
-def verify(
-    draft: Draft, logits_TV: Tensor, config: GenerateConfig, generator: torch.Generator
-) -> tuple[int, ...]:
-    """The draft and one more token if it is accepted, else the token in its place.
-
-    With p the model's probabilities and q those of the draft, both as tokens are drawn from them, a
-    draft x is accepted with probability min(1, p(x) / q(x)); a token in its place is drawn from
-    max(0, p - q), divided by its sum. The result is distributed as p, whatever q is.
-
-    Args:
-        draft: what was guessed.
-        logits_TV: before the draft and after it, T = 2.
-        config: how tokens are drawn.
-        generator: of the text.
-
-    Source: Leviathan et al. 2023 (arXiv 2211.17192) section 2.3, algorithm 1.
+    It reads a position when the token after it is known: what it holds is never longer than what
+    the model holds, whose blocks it shares.
     """
-    if draft.probs_V is None:
-        own, after = likeliest(logits_TV)
-        return (own, after) if own == draft.token else (own,)
-    check_finite(logits_TV)
-    probs_TV = distribution(logits_TV, config)
-    probs_V = probs_TV[0]
-    uniform = torch.rand(1, dtype=torch.float64, generator=generator, device=generator.device)
-    if float(uniform) * float(draft.probs_V[draft.token]) < float(probs_V[draft.token]):
-        return draft.token, int(draw(probs_TV[1:], [generator]))
-    missed_V = (probs_V - draft.probs_V).clamp(min=0)
-    if not missed_V.any():  # p and q differ by rounding only
-        missed_V = probs_V
-    return (int(draw(missed_V.unsqueeze(0), [generator])),)
+
+    held: Held
+    """Positions it has read: in the blocks of the sequence, with a length of its own."""
+    unread: list[Tensor] = field(default_factory=list)
+    """Hidden states of the positions after these, as the model gave them."""
+
+    @classmethod
+    def beside(cls, held: Held) -> Self:
+        """Of a sequence whose positions so far it has all read."""
+        return cls(Held(held.pool, held.blocks, held.length))
+
+    @property
+    def n_unread(self) -> int:
+        """Positions that wait to be read."""
+        return sum(map(len, self.unread))
+
+    def known(self, ids: Sequence[int]) -> Known:
+        """What it is to be fed.
+
+        Args:
+            ids: of the sequence, up to the one after the positions that wait.
+        """
+        hidden_TD, first = torch.cat(self.unread), self.held.length + 1
+        return Known(self.held, tuple(ids[first : first + len(hidden_TD)]), hidden_TD)

@@ -13,16 +13,20 @@ import torch
 from moesaic.config.infer import GenerateConfig, Speculate
 from moesaic.config.model import ModelConfig
 from moesaic.config.published import read_config
+from moesaic.config.serve import ServeConfig
 from moesaic.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from moesaic.errors import ConfigError, RequestError
 from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Fed, build_decoder
 from moesaic.infer.grammar import Grammar, Grammars, forbid
+from moesaic.infer.job import Job
 from moesaic.infer.load import load_held
-from moesaic.infer.pace import Counts, Pace
+from moesaic.infer.pace import Counts
 from moesaic.infer.prompts import Prompt, encode_prompts
 from moesaic.infer.sample import sample
-from moesaic.infer.speculative import Speculation
+from moesaic.infer.sequence import Sequence as Running
+from moesaic.infer.speculative import Drafts
+from moesaic.infer.steps import Batch
 from moesaic.infer.structured import structured_grammar
 from moesaic.infer.text import Ending, Written
 from moesaic.model.transformer import Transformer
@@ -76,8 +80,8 @@ def generate(
             loaded in float32.
         prompts: one text, or several prompts, each a text or ids.
         tokenizer: needed for prompts or stops that are texts, and for the text of the result.
-        speculate: whether the model's prediction module drafts tokens, which never changes what
-            tokens are likely: always, never, or while that is measured to be faster.
+        speculate: whether the model's prediction module drafts tokens, which changes none of
+            them: always, never, or while that is measured to be faster.
         memory: most bytes of a folder's weights, as a number or as ``8GiB``; experts that do not
             fit are read when they are chosen. None holds all.
         structured_outputs: what each text has to be, by the names of the server, as ``{"json":
@@ -95,11 +99,11 @@ def generate(
         ConfigError: for a wrong setting.
     """
     request = _Request.of(model, prompts, tokenizer, memory, structured_outputs, settings)
-    speculation = request.speculation(speculate)
+    drafted = request.drafted(speculate)
     pieces: list[list[Piece]] = [[] for _ in request.rows]
-    for piece in request.pieces(speculation):
+    for piece in drafted.pieces() if drafted else request.pieces():
         pieces[piece.prompt].append(piece)
-    counts = speculation.counts if speculation else [None] * len(request.rows)
+    counts = [each.counts for each in drafted.texts] if drafted else [None] * len(request.rows)
     return [
         Continuation(
             text="".join(piece.text for piece in row_pieces),
@@ -124,7 +128,8 @@ def stream(
 ) -> Iterator[Piece]:
     """`generate`, piece by piece as tokens are drawn; mistakes are raised at the call."""
     request = _Request.of(model, prompts, tokenizer, memory, structured_outputs, settings)
-    return request.pieces(request.speculation(speculate))
+    drafted = request.drafted(speculate)
+    return drafted.pieces() if drafted else request.pieces()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,36 +173,46 @@ class _Request:
         rows = encode_prompts(prompts, model.config, tokenizer, config.max_new_tokens)
         return cls(model, rows, tokenizer, config, grammar)
 
-    def speculation(self, speculate: Speculate) -> Speculation | None:
-        """What drafts the tokens, if anything does."""
-        can_draft = self.model.config.num_nextn_predict_layers > 0 and self.grammar is None
-        if speculate == "never" or (speculate == "auto" and not can_draft):
+    def drafted(self, speculate: Speculate) -> "_Drafted | None":
+        """The same with drafts, if any are made."""
+        if not Drafts.of(self.model.config, speculate, deterministic=False):
             return None
-        if self.grammar is not None:
-            raise RequestError(
-                "drafts are made without regard to structured_outputs, and would be dropped; leave "
-                "speculate out"
-            )
         pool = pool_for(self.model, [len(row) + self.config.max_new_tokens for row in self.rows])
-        decoder = build_decoder(self.model, pool)
-        return Speculation(decoder, self.rows, self.config, Pace(may_stop=speculate == "auto"))
+        batch = Batch(build_decoder(self.model, pool), ServeConfig(speculate=speculate))
+        return _Drafted(batch, [self._begin(place, row) for place, row in enumerate(self.rows)])
 
-    def pieces(self, speculation: Speculation | None) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Piece]:
         """Pieces of all texts in the order of their tokens, until every text has ended."""
-        begun = (self.model.config, self.tokenizer, self.config, self.grammar)
-        texts = [Written.begin(*begun) for _ in self.rows]
-        for drawn in speculation.draw() if speculation else self._one_by_one(texts):
-            for prompt, (text, tokens) in enumerate(zip(texts, drawn, strict=True)):
-                for token in tokens:
-                    if text.ending is None:
-                        certain = text.add(token)
-                        yield Piece(prompt, token, certain, text.ending)
+        texts = [self._written() for _ in self.rows]
+        for tokens in draw_tokens(self.model, self.rows, self.config, texts):
+            for prompt, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+                if text.ending is None:
+                    certain = text.add(token)
+                    yield Piece(prompt, token, certain, text.ending)
             if all(text.ending for text in texts):
                 return
 
-    def _one_by_one(self, texts: Sequence[Written]) -> Iterator[list[tuple[int, ...]]]:
-        for tokens in draw_tokens(self.model, self.rows, self.config, texts):
-            yield [(token,) for token in tokens]
+    def _written(self) -> Written:
+        return Written.begin(self.model.config, self.tokenizer, self.config, self.grammar)
+
+    def _begin(self, place: int, row: Sequence[int]) -> Running:
+        settings = self.config.changed(seed=self.config.seed + place)
+        return Running.begin(Job(tuple(row), settings), self._written())
+
+
+@dataclass(frozen=True, slots=True)
+class _Drafted:
+    """Texts that a running batch writes together, up to two tokens of each in a pass."""
+
+    batch: Batch
+    texts: list[Running]
+
+    def pieces(self) -> Iterator[Piece]:
+        """See `_Request.pieces`."""
+        for step in self.batch.write(self.texts):
+            for prompt, new in enumerate(step):
+                for piece in new:
+                    yield Piece(prompt, piece.token, piece.text, piece.ending)
 
 
 def _grammar(

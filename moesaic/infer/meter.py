@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from moesaic.infer.expert_load import LayerLoad
 from moesaic.infer.offload import ExpertCounts
+from moesaic.infer.pace import Counts
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
@@ -41,6 +42,8 @@ class Meter:
     """Requests by how they ended."""
     tokens: Counter[str] = field(default_factory=Counter)
     """Tokens: of prompts, of these found computed, drawn, and computed again."""
+    drafts: Counts = field(default_factory=Counts)
+    """What drafts came to, in all texts together."""
     steps: int = 0
 
 

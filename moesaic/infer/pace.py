@@ -1,10 +1,9 @@
 """`Pace`: whether drafts gain time, and `Counts`: what they came to."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from time import perf_counter
 
 _TRIAL = 16
 """Passes with drafts, and as many without, before it is judged whether drafts gain time."""
@@ -17,10 +16,10 @@ latest `_FEWEST` of these are then compared with."""
 
 @dataclass(slots=True)
 class Counts:
-    """What speculation came to in one text."""
+    """What drafts came to."""
 
     passes: int = 0
-    """Passes through the model after the prompt."""
+    """Passes in which the model was fed one token that was decided, with a draft or without."""
     tokens: int = 0
     """Tokens that they gave."""
     drafts: int = 0
@@ -56,8 +55,6 @@ class Pace:
 
     may_stop: bool
     """Whether drafts end where they gain no time; without it every pass is one with drafts."""
-    clock: Callable[[], float] = perf_counter
-    """Tells seconds."""
     is_on: bool = True
     """Whether there are drafts still."""
     plain_s: deque[float] = field(default_factory=_latest)
@@ -68,8 +65,10 @@ class Pace:
     """Passes without drafts, and with them, so far."""
     since_plain: int = 0
     """Passes with drafts after the latest one without."""
-    drafts: int = 0
-    accepted: int = 0
+    texts: int = 0
+    """In passes with drafts, together."""
+    further: int = 0
+    """Tokens that they gave besides one of each text."""
 
     @property
     def cost(self) -> float:
@@ -78,8 +77,9 @@ class Pace:
 
     @property
     def gain(self) -> float:
-        """Speed with drafts over speed without: tokens of a pass with drafts over its cost."""
-        return (1 + self.accepted / max(1, self.drafts)) / self.cost
+        """Speed with drafts over speed without: tokens of a text in a pass with drafts, over its
+        cost."""
+        return (1 + self.further / max(1, self.texts)) / self.cost
 
     @property
     def loses(self) -> bool:
@@ -102,22 +102,22 @@ class Pace:
             return self.tried[0] <= self.tried[1]
         return self.since_plain >= _AGAIN
 
-    def add_plain(self, seconds: float) -> None:
-        """Count a pass without drafts."""
-        while not self.is_trial and len(self.plain_s) >= _FEWEST:
-            self.plain_s.popleft()
-        self.plain_s.append(seconds)
-        self.tried, self.since_plain = (self.tried[0] + 1, self.tried[1]), 0
-        self._judge()
+    def add(self, seconds: float, further: Sequence[int] | None) -> None:
+        """Count a pass.
 
-    def add_drafted(self, seconds: float, accepted: Sequence[int]) -> None:
-        """Count a pass with drafts, and of each draft whether it was accepted, 0 or 1."""
-        self.drafted_s.append(seconds)
-        self.tried = self.tried[0], self.tried[1] + 1
-        self.drafts += len(accepted)
-        self.accepted += sum(accepted)
-        self.since_plain += 1
-        self._judge()
-
-    def _judge(self) -> None:
+        Args:
+            seconds: that it took, with what was drafted for it.
+            further: of each text the tokens that it gave besides one; None if nothing was drafted.
+        """
+        if further is None:
+            while not self.is_trial and len(self.plain_s) >= _FEWEST:
+                self.plain_s.popleft()
+            self.plain_s.append(seconds)
+            self.tried, self.since_plain = (self.tried[0] + 1, self.tried[1]), 0
+        else:
+            self.drafted_s.append(seconds)
+            self.tried = self.tried[0], self.tried[1] + 1
+            self.texts += len(further)
+            self.further += sum(further)
+            self.since_plain += 1
         self.is_on = self.is_on and not (self.may_stop and self.loses)

@@ -3,8 +3,11 @@
 Letters: B sequences, T tokens fed, D hidden, V vocabulary.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,8 +15,10 @@ from torch.nn import functional as F
 
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import Held
+from moesaic.infer.draft import Ahead
 from moesaic.infer.grammar import forbid
-from moesaic.infer.job import Piece, Stream
+from moesaic.infer.job import Job, Piece, Stream
+from moesaic.infer.pace import Counts
 from moesaic.infer.sample import sample
 from moesaic.infer.text import TextStream, Written
 
@@ -23,34 +28,46 @@ class Sequence:
     """A prompt and what was drawn after it."""
 
     stream: Stream
-    order: int
-    """Which request it is, counted from 0."""
-    arrived_s: float
     written: Written
     generator: torch.Generator
     ids: list[int]
     """Of the prompt, and those drawn."""
+    order: int = 0
+    """Which request it is, counted from 0."""
+    arrived_s: float = field(default_factory=monotonic)
     echoed: TextStream | None = None
     """The text of the prompt, as far as it was told."""
     held: Held | None = None
     """What is cached of them; None while it waits."""
+    ahead: Ahead | None = None
+    """What the prediction module has of them; None where no drafts are made."""
+    is_lent: bool = False
+    """Whether what is cached is somebody else's, and stays when the sequence ends."""
     n_echoed: int = 0
     """Tokens of the prompt that were told."""
     read_D: Tensor | None = None
     """Sum of the hidden states so far, where they are wanted."""
     latest_s: float | None = None
     """When its latest token was drawn; None before the first."""
+    counts: Counts = field(default_factory=Counts)
+    """What drafts came to."""
+
+    @classmethod
+    def begin(cls, job: Job, written: Written, wake: Callable[[], object] | None = None) -> Self:
+        """A job of which nothing is done yet."""
+        generator = torch.Generator().manual_seed(job.settings.seed)
+        return cls(Stream(job, wake), written, generator, list(job.prompt_ids))
 
     @property
     def rank(self) -> tuple[int, int]:
         """Lower ones go first."""
         return self.stream.job.priority, self.order
 
-    @property
-    def root(self) -> bytes:
-        """What tells its cached prompt from the same prompt under other weights."""
+    def root(self, is_ahead: bool) -> bytes:
+        """What tells its cached prompt from the same prompt under other weights, or without what
+        the prediction module has of it."""
         variant = self.stream.job.variant
-        return b"" if variant is None else variant.root
+        return (b"" if variant is None else variant.root) + (b"ahead" if is_ahead else b"")
 
     @property
     def n_pending(self) -> int:
@@ -127,16 +144,23 @@ class Sequence:
 
     def release(self) -> None:
         """Give back what is cached."""
-        if self.held is not None:
+        if self.held is not None and not self.is_lent:
             self.held.release()
-            self.held = None
+        self.held = self.ahead = None
 
 
-def draw_each(sequences: Several[Sequence], logits_BV: Tensor) -> list[int | RequestError]:
+def draw_each(
+    sequences: Several[Sequence], logits_BV: Tensor, foretells: bool = False
+) -> list[int | RequestError]:
     """The next token of every sequence by its own settings, or why there is none.
 
     Sequences with the same settings are drawn together; each takes one random number from its own
     generator, so that none depends on its neighbours.
+
+    Args:
+        sequences: whose tokens are drawn.
+        logits_BV: of each.
+        foretells: whether nothing is taken: the next token is drawn with the same random number.
     """
     finite = torch.isfinite(logits_BV).all(dim=-1).tolist()
     logits_BV, failed = forbid(logits_BV, [each.written.course for each in sequences])
@@ -151,6 +175,8 @@ def draw_each(sequences: Several[Sequence], logits_BV: Tensor) -> list[int | Req
     for rows in groups.values():
         settings = sequences[rows[0]].stream.job.settings
         generators = [sequences[row].generator for row in rows]
+        if foretells:
+            generators = [each.clone_state() for each in generators]
         try:
             tokens = sample(logits_BV[rows], settings, generators).tolist()
             drawn.update(zip(rows, tokens, strict=True))

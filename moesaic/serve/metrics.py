@@ -28,6 +28,8 @@ def exposition(stats: Stats) -> str:
         *_counter("steps_total", "Passes over all running requests.", {"": meter.steps}),
         *_counter("requests_total", "Requests by how they ended.", meter.requests, "ending"),
         *_counter("tokens_total", "Tokens by what was done with them.", meter.tokens, "kind"),
+        *_counter("drafts_total", "Drafts that were checked.", {"": meter.drafts.drafts}),
+        *_counter("drafts_accepted_total", "Drafts that were right.", {"": meter.drafts.accepted}),
         *_histogram("first_token_seconds", "From a request to its first token.", meter.first_s),
         *_histogram("next_token_seconds", "From a token to the next.", meter.between_s),
         *(_experts(stats.experts) if stats.experts else ()),

@@ -118,10 +118,12 @@ def test_drafts_that_lost_in_one_answer_are_not_made_in_the_next(
     model: Transformer, tokenizer: Tokenizer
 ):
     conversation = begin(model, tokenizer, speculate="auto")
+    assert conversation.drafts is not None
+    pace = conversation.drafts.pace(1)
     for _ in range(3):
-        conversation._pace.add_plain(1.0)
-        conversation._pace.add_drafted(2.5, [1])
-    assert not conversation._pace.is_on
+        pace.add(1.0, None)
+        pace.add(2.5, [1])
+    assert not conversation.drafts.is_on
     assert say(conversation, "one") == alone(model, tokenizer, 0, "one")
 
 

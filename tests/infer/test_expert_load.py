@@ -24,7 +24,8 @@ def test_loads_are_those_of_one_pass_over_the_text(
     for build in (build_decoder, TorchDecoder):
         load = ExpertLoad(model.config)
         decoder = build(model.requires_grad_(False), pool_of(model), load=load)
-        with BatchEngine(decoder, None, ServeConfig(prefill_tokens=20), load) as engine:
+        config = ServeConfig(prefill_tokens=20, speculate="never")
+        with BatchEngine(decoder, None, config, load) as engine:
             drawn = tokens(engine.submit(job(row, max_new_tokens=9, temperature=0)))
             found = engine.stats().load
         trace = RoutingTrace()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import moesaic
+from moesaic.config.infer import Speculate
 from moesaic.config.model import ModelConfig
 from moesaic.data.tokenizer import Tokenizer
 from moesaic.errors import ConfigError, MoesaicError, RequestError
@@ -212,13 +213,19 @@ def test_each_text_of_a_batch_follows_the_form_as_it_does_alone(
     assert len({text.text for text in together}) > 1
 
 
-def test_a_form_needs_a_tokenizer_and_takes_no_drafts(
-    model: Transformer, tokenizer: Tokenizer
-) -> None:
+def test_a_form_needs_a_tokenizer(model: Transformer) -> None:
     with pytest.raises(RequestError, match="needs a tokenizer; give tokenizer, or leave struct"):
         moesaic.generate(model, [[1, 2]], structured_outputs={"regex": "a"})
-    asked: dict[str, Any] = {"structured_outputs": {"regex": "[ab]{3}"}, "max_new_tokens": 8}
-    with pytest.raises(RequestError, match="drafts are made without regard to structured_outputs"):
-        moesaic.generate(model, "a", tokenizer, speculate="always", **asked)
-    [text] = moesaic.generate(model, "a", tokenizer, speculate="auto", **asked)
-    assert re.fullmatch("[ab]{3}", text.text)
+
+
+@pytest.mark.parametrize("speculate", ["always", "auto"])
+def test_drafts_keep_to_a_form_too(
+    model: Transformer, tokenizer: Tokenizer, speculate: Speculate
+) -> None:
+    asked: dict[str, Any] = {"structured_outputs": {"regex": "[ab]{3,9}"}, "max_new_tokens": 8}
+    prompts = ["a", "two", "one one"]
+    plain = moesaic.generate(model, prompts, tokenizer, **asked)
+    drafted = moesaic.generate(model, prompts, tokenizer, speculate=speculate, **asked)
+    assert [text.ids for text in drafted] == [text.ids for text in plain]
+    assert all(re.fullmatch("[ab]{3,8}", text.text) for text in drafted)
+    assert sum(text.speculation.accepted for text in drafted if text.speculation) > 0

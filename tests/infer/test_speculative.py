@@ -1,26 +1,27 @@
-"""Drafts of the prediction module change how fast a text is written, never which text."""
+"""Drafts of the prediction module change how fast texts are written, never which."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import pytest
 import torch
 from infer.echo import echo
+from jobs import running
 from models import random_ids, random_model
 
 import moesaic
 from moesaic.config.infer import GenerateConfig
+from moesaic.config.model import ModelConfig
 from moesaic.config.presets import get_preset
+from moesaic.config.serve import ServeConfig
 from moesaic.errors import RequestError
-from moesaic.infer import speculative
 from moesaic.infer.blocks import BlockPool, Held
 from moesaic.infer.decoder import CpuDecoder, Decoder, Fed, Known, TorchDecoder
-from moesaic.infer.draft import Draft, verify
 from moesaic.infer.generate import draw_tokens, pool_for
-from moesaic.infer.pace import Pace
+from moesaic.infer.pace import Counts
 from moesaic.infer.sample import distribution
-from moesaic.infer.speculative import Speculation
+from moesaic.infer.steps import Batch
 from moesaic.kernels.native.build import library
 from moesaic.model.transformer import Transformer
 
@@ -34,45 +35,67 @@ def build(request: pytest.FixtureRequest) -> Callable[..., Decoder]:
     return FORMS[request.param]
 
 
-def speculation(
+def tiny(**changes: object) -> ModelConfig:
+    return get_preset("tiny-v3").changed(eos_token_id=None, **changes)
+
+
+def written(
     model: Transformer,
-    prompts: list[list[int]],
+    prompts: Sequence[Sequence[int]],
     config: GenerateConfig,
     build: Callable[..., Decoder] = TorchDecoder,
-) -> Speculation:
+    **settings: object,
+) -> tuple[list[list[int]], list[Counts]]:
+    """Texts of a batch that always drafts, and what drafts came to."""
     pool = pool_for(model, [len(prompt) + config.max_new_tokens for prompt in prompts])
-    return Speculation(build(model, pool), prompts, config, Pace(may_stop=False))
+    batch = Batch(build(model, pool), ServeConfig.parse({"speculate": "always", **settings}))
+    texts = [
+        running(model, prompt, config.changed(seed=config.seed + place))
+        for place, prompt in enumerate(prompts)
+    ]
+    ids: list[list[int]] = [[] for _ in texts]
+    for step in batch.write(texts):
+        for row, pieces in zip(ids, step, strict=True):
+            row += [piece.token for piece in pieces]
+    batch.rooms.prefixes.clear()
+    assert pool.n_free == pool.n_blocks
+    return ids, [text.counts for text in texts]
 
 
-def texts_of(made: Speculation) -> list[list[int]]:
-    passes = list(made.draw())
-    return [[token for tokens in text for token in tokens] for text in zip(*passes, strict=True)]
-
-
-def test_greedy_texts_are_those_without_drafts(build: Callable[..., Decoder]):
-    model = random_model(get_preset("tiny-v3").changed(vocab_size=40)).requires_grad_(False)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0},
+        {"temperature": 1.0, "top_p": 1.0},
+        {"temperature": 0.5, "top_p": 0.8},
+        {"top_k": 3},
+    ],
+)
+def test_texts_are_those_without_drafts(build: Callable[..., Decoder], settings: dict[str, float]):
+    model = random_model(tiny(vocab_size=40)).requires_grad_(False)
     prompts = [random_ids(model.config, 1 + seed, seed=seed).tolist() for seed in range(24)]
-    settings = GenerateConfig(max_new_tokens=12, temperature=0)
-    made = speculation(model, prompts, settings, build)
-    plain = zip(*draw_tokens(model, prompts, settings), strict=True)
-    assert texts_of(made) == [list(tokens) for tokens in plain]
-    assert sum(count.drafts for count in made.counts) > 100
+    config = GenerateConfig.parse({"max_new_tokens": 12, "seed": 5, **settings})
+    texts, counts = written(model, prompts, config, build)
+    plain = zip(*draw_tokens(model, prompts, config), strict=True)
+    assert texts == [list(tokens) for tokens in plain]
+    assert sum(count.drafts for count in counts) > 100
+    assert 0 < sum(count.accepted for count in counts) < sum(count.drafts for count in counts)
 
 
 def test_a_module_that_knows_the_model_halves_the_passes(build: Callable[..., Decoder]):
     """The model says every token again, and so does its module."""
-    model = echo(get_preset("tiny-v3"))
+    model = echo(tiny())
     settings = GenerateConfig(max_new_tokens=11, temperature=0)
-    made = speculation(model, [[3, 1], [7]], settings, build)
-    assert texts_of(made) == [[1] * 11, [7] * 11]
-    for count in made.counts:
+    texts, counts = written(model, [[3, 1], [7, 7]], settings, build)
+    assert texts == [[1] * 11, [7] * 11]
+    for count in counts:
         assert (count.passes, count.tokens, count.drafts, count.accepted) == (5, 10, 5, 5)
         assert count.acceptance == 1
         assert count.tokens_per_pass == 2
 
 
 def test_drafts_are_those_of_the_module_without_cache(build: Callable[..., Decoder]):
-    model = random_model(get_preset("tiny-v3")).requires_grad_(False)
+    model = random_model(tiny()).requires_grad_(False)
     pool = BlockPool(model.config, 64, block=4, dtype=torch.float32)
     decoder = build(model, pool)
     rows = [random_ids(model.config, n, seed=n).tolist() for n in (30, 9)]
@@ -100,34 +123,28 @@ def test_drafts_are_those_of_the_module_without_cache(build: Callable[..., Decod
     assert [one.length for one in ahead] == done
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}])
-def test_a_verified_token_is_distributed_as_the_models_own(
-    settings: dict[str, float], generator: torch.Generator
-):
-    """Over every draft with its probability: 5000 draws, within five standard errors."""
-    config = GenerateConfig.parse({"temperature": 1.0, "top_p": 1.0, **settings})
-    own_TV, guess_TV = torch.randn(2, 2, 6, generator=generator)
-    q_V = distribution(guess_TV[:1], config)[0]
-    p_TV = distribution(own_TV, config)
-    n = 5_000
-    counts, pairs = Counter(), Counter()
-    for token in torch.multinomial(q_V, n, replacement=True, generator=generator).tolist():
-        drawn = verify(Draft(token, q_V), own_TV, config, generator)
-        counts[drawn[0]] += 1
-        pairs.update(drawn[1:])
-    assert_distributed(counts, p_TV[0].tolist())
-    assert_distributed(pairs, p_TV[1].tolist())
-    kept = float(torch.minimum(p_TV[0], q_V).sum())
-    assert abs(pairs.total() / n - kept) < 5 * (kept * (1 - kept) / n) ** 0.5 + 1e-9
+def test_the_last_logits_come_with_all_hidden_states(build: Callable[..., Decoder]):
+    model = random_model(tiny()).requires_grad_(False)
+    decoder = build(model, BlockPool(model.config, 8, block=8, dtype=torch.float32))
+    rows = [(3, 1, 4, 1, 5), (9,), (2, 6)]
+    both = [
+        decoder.feed([Fed(Held(decoder.pool), ids, wants) for ids in rows])
+        for wants in ("end", "all")
+    ]
+    for ids, end, everything in zip(rows, *both, strict=True):
+        assert end.logits_TV.shape == (1, model.config.vocab_size)
+        assert end.hidden_TD.shape[0] == len(ids)
+        torch.testing.assert_close(end.logits_TV, everything.logits_TV[-1:])
+        torch.testing.assert_close(end.hidden_TD, everything.hidden_TD)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
 def test_sampled_texts_are_distributed_as_the_models_own(temperature: float):
     """Texts of three tokens against their exact probabilities, within five standard errors each."""
-    model = random_model(get_preset("tiny-v3").changed(vocab_size=4)).requires_grad_(False)
+    model = random_model(tiny(vocab_size=4)).requires_grad_(False)
     settings = GenerateConfig(max_new_tokens=3, temperature=temperature, top_p=0.9)
-    made = speculation(model, [[1, 2]] * 800, settings)
-    seen = Counter(map(tuple, texts_of(made)))
+    texts, counts = written(model, [[1, 2]] * 400, settings)
+    seen = Counter(map(tuple, texts))
     everything = list(product(range(4), repeat=3))
     logits_BSV = model(torch.tensor([[1, 2, *text] for text in everything]))[:, 1:4]
     probs = distribution(logits_BSV.flatten(0, 1), settings).unflatten(0, (-1, 3))
@@ -135,40 +152,33 @@ def test_sampled_texts_are_distributed_as_the_models_own(temperature: float):
     assert_distributed(
         Counter({i: seen[text] for i, text in enumerate(everything)}), chosen.prod(dim=1).tolist()
     )
-    accepted = sum(count.accepted for count in made.counts)
-    assert 0 < accepted < sum(count.drafts for count in made.counts)
+    accepted = sum(count.accepted for count in counts)
+    assert 0 < accepted < sum(count.drafts for count in counts)
 
 
-def test_a_seed_gives_the_same_sampled_text_in_any_batch():
-    model = random_model(get_preset("tiny-v3")).requires_grad_(False)
+def test_a_seed_gives_the_same_text_in_any_batch_with_drafts_or_without():
+    model = random_model(tiny()).requires_grad_(False)
     prompts = [[5, 9, 2], [7], [3, 1, 4, 1, 5, 9, 2, 6]]
-    together = moesaic.generate(model, prompts, max_new_tokens=15, seed=4, speculate="always")
-    again = moesaic.generate(model, prompts, max_new_tokens=15, seed=4, speculate="always")
+    together, plain = (
+        moesaic.generate(model, prompts, max_new_tokens=15, seed=4, speculate=way)
+        for way in ("always", "never")
+    )
     alone = [
         moesaic.generate(model, [prompt], max_new_tokens=15, seed=4 + i, speculate="always")[0]
         for i, prompt in enumerate(prompts)
     ]
-    assert together == again == alone
+    assert together == alone
+    assert [text.ids for text in together] == [text.ids for text in plain]
 
 
-def test_blocks_beyond_the_text_are_given_back(build: Callable[..., Decoder]):
-    model = random_model(get_preset("tiny-v3")).requires_grad_(False)
-    pool = BlockPool(model.config, 12, block=2, dtype=torch.float32)
-    settings = GenerateConfig(max_new_tokens=20, temperature=0)
-    made = Speculation(build(model, pool), [[1, 2, 3]], settings, Pace(may_stop=False))
-    [text] = texts_of(made)
-    assert len(text) == 20
-    assert pool.n_free == 1  # 22 positions were fed: of the last token none
-
-
-def test_prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch):
-    model = random_model(get_preset("tiny-v3")).requires_grad_(False)
-    prompts = [random_ids(model.config, n, seed=n).tolist() for n in (21, 8, 9, 1)]
-    settings = GenerateConfig(max_new_tokens=6, temperature=0.7)
-    whole = texts_of(speculation(model, prompts, settings))
-    monkeypatch.setattr(speculative, "_AT_ONCE", 16)
-    pieces = speculation(model, prompts, settings)
-    assert texts_of(pieces) == whole
+def test_drafts_follow_long_prompts_read_in_pieces(build: Callable[..., Decoder]):
+    model = random_model(tiny(vocab_size=40)).requires_grad_(False)
+    prompts = [random_ids(model.config, n, seed=n).tolist() for n in (21, 300, 10, 1)]
+    settings = GenerateConfig(max_new_tokens=9, temperature=0.7)
+    texts, whole = written(model, prompts, settings, build)
+    pieces, parts = written(model, prompts, settings, build, prefill_tokens=8)
+    assert pieces == texts
+    assert parts == whole
 
 
 def test_a_model_without_module_makes_no_drafts():
@@ -177,7 +187,7 @@ def test_a_model_without_module_makes_no_drafts():
         moesaic.generate(model, [[1]], speculate="always")
     assert str(error.value) == (
         "the model has no prediction module (num_nextn_predict_layers=0), which makes drafts; "
-        "generate without speculation"
+        "set speculate to auto or never"
     )
     [text] = moesaic.generate(model, [[1]], max_new_tokens=4, speculate="auto")
     assert text.speculation is None

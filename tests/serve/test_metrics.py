@@ -3,6 +3,7 @@
 from moesaic.infer.expert_load import LayerLoad
 from moesaic.infer.meter import Meter, Stats
 from moesaic.infer.offload import ExpertCounts
+from moesaic.infer.pace import Counts
 from moesaic.serve.metrics import exposition
 
 
@@ -25,6 +26,13 @@ def test_a_cache_of_experts_is_told_of_where_there_is_one():
     ):
         assert line in lines
     assert not [line for line in told(None) if "expert" in line]
+
+
+def test_drafts_are_counted_and_those_that_were_right():
+    meter = Meter(drafts=Counts(passes=9, tokens=14, drafts=7, accepted=5))
+    lines = exposition(Stats(0, 0, 8, 8, 0, meter)).splitlines()
+    assert "moesaic_drafts_total 7" in lines
+    assert "moesaic_drafts_accepted_total 5" in lines
 
 
 def test_loads_of_experts_are_three_series_per_layer():
