@@ -4,23 +4,18 @@ Their tests run once more in a process of their own, with a library made for the
 beyond an allocation or does not wait for another thread ends it, with a report. `make sanitize`.
 """
 
-import os
-import shutil
 import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from kernels.compilers import compiled_with, compiler, run, run_tests
 
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 KERNELS = [f"tests/kernels/test_{name}.py" for name in ("products", "panels", "rows", "rows_sizes")]
 INFER = [f"tests/infer/test_{name}.py" for name in ("native", "native_sizes", "stored", "offload")]
-_SECONDS = 1800
 
 
 @dataclass(frozen=True)
@@ -37,40 +32,19 @@ class Checker:
     """What it calls the mistake of `_WRONG`."""
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """Of a process whose library is compiled for it, and kept in a folder.
-
-        The compiler that is found first adds the flags. The checker's own library has to be loaded
-        before any other.
-        """
-        compiler = shutil.which("g++")
-        if sys.platform != "linux" or compiler is None:
-            pytest.skip("the checkers are GCC's, on Linux, and there is no g++ here")
-        loaded = [_library(compiler, name) for name in (self.library, "libstdc++.so")]
-        (folder / "bin").mkdir()
-        wrapper = folder / "bin" / "c++"
-        wrapper.write_text(
-            "#!/bin/sh\nunset LD_PRELOAD\n"
-            f'case " $* " in *" -shared "*) set -- "$@" {self.beside};; esac\n'
-            f'exec "{compiler}" "$@" -O1 -g1 -fno-omit-frame-pointer {self.flags}\n'
-        )
-        wrapper.chmod(0o755)
-        return {
-            **os.environ,
-            **self.settings,
-            "HOME": str(folder),
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "LD_PRELOAD": " ".join(loaded),
-            "OMP_NUM_THREADS": "1",
-        }
+        """Of a process whose library is compiled for it: the checker's own comes before any other."""
+        loaded = " ".join(_library(name) for name in (self.library, "libstdc++.so"))
+        flags = f"-O1 -g1 -fno-omit-frame-pointer {self.flags}"
+        made = compiled_with(flags, folder, self.beside)
+        return {**made, **self.settings, "LD_PRELOAD": loaded}
 
 
-def _library(compiler: str, name: str) -> str:
+def _library(name: str) -> str:
     """Where a library of the compiler lies."""
-    told = subprocess.run(
-        [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    command = [compiler(), f"-print-file-name={name}"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     if not Path(told).is_absolute():
-        pytest.skip(f"{compiler} has no {name}; install it")
+        pytest.skip(f"{command[0]} has no {name}; install it")
     return str(Path(told).resolve())
 
 
@@ -90,43 +64,23 @@ RACES = Checker(
     f'"{HERE / "openmp.cpp"}" -std=c++17 -fPIC',
     names="data race",
 )
-Run = Callable[..., tuple[int, str]]
+Checked = tuple[Checker, dict[str, str]]
 
 
 @pytest.fixture(scope="module", params=[ADDRESSES, RACES], ids=["addresses", "races"])
-def checked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Checker, Run]:
-    """A checker, and ``run(*arguments)``: how Python ended under it, and what it said."""
+def checked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    """A checker, and the environment of a process under it."""
     checker: Checker = request.param
     environment = checker.environment(tmp_path_factory.mktemp("checked"))
-
-    def run(*arguments: str) -> tuple[int, str]:
-        ended = subprocess.run(
-            [sys.executable, *arguments],
-            env=environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_SECONDS,
-        )
-        return ended.returncode, ended.stdout + ended.stderr
-
-    code, told = run("-c", "")
+    code, told = run(environment, "-c", "")
     if code:
         pytest.skip(f"no process begins under {checker.library} here: {told[:200]}")
-    return checker, run
+    return checker, environment
 
 
-def test_no_checker_finds_anything(checked: tuple[Checker, Run]):
-    checker, run = checked
-    select = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu")
-    code, told = run("-m", "pytest", *select, *checker.tests)
-    assert code == 0, told[-10_000:]
-    assert "Sanitizer" not in told
-    assert " passed" in told
-    assert "skipped" not in told  # it was compiled
+def test_no_checker_finds_anything(checked: Checked):
+    checker, environment = checked
+    run_tests(environment, *checker.tests)
 
 
 _WRONG = """
@@ -148,10 +102,8 @@ for one in several:
 """
 
 
-def test_the_checkers_see_a_row_too_many_and_two_that_write_to_one_place(
-    checked: tuple[Checker, Run],
-):
-    checker, run = checked
-    code, told = run("-c", _WRONG)
+def test_the_checkers_see_a_row_too_many_and_two_that_write_to_one_place(checked: Checked):
+    checker, environment = checked
+    code, told = run(environment, "-c", _WRONG)
     assert code != 0
     assert checker.names in told, told[-5_000:]
