@@ -21,7 +21,7 @@ def compiler() -> str:
 
 
 def compiled_with(flags: str, folder: Path, linked: str = "") -> dict[str, str]:
-    """The environment of a process whose library is made with some more flags, and kept in a folder.
+    """The environment of a process whose library is made with more flags, and kept in a folder.
 
     The compiler that it finds first is a script that adds them.
 

@@ -1,4 +1,4 @@
-"""The compiled functions are right on processors that have fewer instructions than this one, too."""
+"""The compiled functions are right on processors that have fewer instructions, too."""
 
 from pathlib import Path
 

@@ -32,7 +32,7 @@ class Checker:
     """What it calls the mistake of `_WRONG`."""
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """Of a process whose library is compiled for it: the checker's own comes before any other."""
+        """Of a process whose library is made for it; the checker itself is loaded first."""
         loaded = " ".join(_library(name) for name in (self.library, "libstdc++.so"))
         flags = f"-O1 -g1 -fno-omit-frame-pointer {self.flags}"
         made = compiled_with(flags, folder, self.beside)
