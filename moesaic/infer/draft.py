@@ -24,18 +24,23 @@ class Ahead:
 
     held: Held
     """Positions it has read: in the blocks of the sequence, with a length of its own."""
-    unread: list[Tensor] = field(default_factory=list)
-    """Hidden states of the positions after these, as the model gave them."""
+    n_unread: int = 0
+    """Positions that wait to be read."""
+    is_over: bool = False
+    """Whether it reads no more."""
+    _hidden: list[Tensor] = field(default_factory=list)
+    """Hidden states of the positions that wait, as the model gave them."""
 
     @classmethod
     def beside(cls, held: Held) -> Self:
         """Of a sequence whose positions so far it has all read."""
         return cls(Held(held.pool, held.blocks, held.length))
 
-    @property
-    def n_unread(self) -> int:
-        """Positions that wait to be read."""
-        return sum(map(len, self.unread))
+    def add(self, hidden_TD: Tensor) -> None:
+        """Let the next positions wait."""
+        if not self.is_over:
+            self._hidden.append(hidden_TD)
+            self.n_unread += len(hidden_TD)
 
     def known(self, ids: Sequence[int]) -> Known:
         """What it is to be fed.
@@ -43,5 +48,15 @@ class Ahead:
         Args:
             ids: of the sequence, up to the one after the positions that wait.
         """
-        hidden_TD, first = torch.cat(self.unread), self.held.length + 1
-        return Known(self.held, tuple(ids[first : first + len(hidden_TD)]), hidden_TD)
+        hidden_TD, first = torch.cat(self._hidden), self.held.length + 1
+        return Known(self.held, tuple(ids[first : first + self.n_unread]), hidden_TD)
+
+    def clear(self) -> None:
+        """Let nothing wait: it was fed."""
+        self._hidden.clear()
+        self.n_unread = 0
+
+    def end(self) -> None:
+        """Let nothing wait from now on: no more is foretold."""
+        self.is_over = True
+        self.clear()

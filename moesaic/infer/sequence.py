@@ -162,27 +162,36 @@ def draw_each(
         logits_BV: of each.
         foretells: whether nothing is taken: the next token is drawn with the same random number.
     """
-    finite = torch.isfinite(logits_BV).all(dim=-1).tolist()
     logits_BV, failed = forbid(logits_BV, [each.written.course for each in sequences])
     groups: dict[object, list[int]] = {}
     for row, sequence in enumerate(sequences):
-        if row in failed:
-            continue
-        settings = sequence.stream.job.settings
-        kind = (settings.temperature, settings.top_k, settings.top_p) if finite[row] else row
-        groups.setdefault(kind, []).append(row)
+        if row not in failed:
+            settings = sequence.stream.job.settings
+            kind = settings.temperature, settings.top_k, settings.top_p
+            groups.setdefault(kind, []).append(row)
     drawn: dict[int, int | RequestError] = {**failed}
     for rows in groups.values():
-        settings = sequences[rows[0]].stream.job.settings
-        generators = [sequences[row].generator for row in rows]
-        if foretells:
-            generators = [each.clone_state() for each in generators]
-        try:
-            tokens = sample(logits_BV[rows], settings, generators).tolist()
-            drawn.update(zip(rows, tokens, strict=True))
-        except RequestError as error:
-            drawn.update(dict.fromkeys(rows, error))
+        chosen_BV = logits_BV if len(rows) == len(sequences) else logits_BV[rows]
+        alike = [sequences[row] for row in rows]
+        drawn.update(zip(rows, _draw_alike(alike, chosen_BV, foretells), strict=True))
     return [drawn[row] for row in range(len(sequences))]
+
+
+def _draw_alike(
+    sequences: Several[Sequence], logits_BV: Tensor, foretells: bool
+) -> Several[int | RequestError]:
+    """The same for sequences with the same settings."""
+    settings = sequences[0].stream.job.settings
+    generators = [each.generator for each in sequences]
+    if foretells and settings.temperature:
+        generators = [each.clone_state() for each in generators]
+    try:
+        return sample(logits_BV, settings, generators).tolist()
+    except RequestError as error:  # nothing is drawn then
+        if len(sequences) == 1:
+            return [error]
+        rows = zip(sequences, logits_BV.split(1), strict=True)
+        return [_draw_alike([each], row_BV, foretells)[0] for each, row_BV in rows]
 
 
 def _logprobs(

@@ -97,7 +97,7 @@ def foretell(
     for group in [*([pair] for pair in due if pair not in few), *([few] if few else [])]:
         logits_BV = decoder.draft([ahead.known(each.ids) for each, ahead in group])
         for _, ahead in group:
-            ahead.unread.clear()
+            ahead.clear()
         rows = [row for row, (each, _) in enumerate(group) if each in drafted]
         asked = [group[row][0] for row in rows]
         tokens = draw_each(asked, logits_BV[rows], foretells=True)
@@ -148,7 +148,7 @@ class Passed:
         if self.sequence.ahead is not None:
             is_wrong = self.draft is not None and not self.is_right
             hidden_TD = self.found.hidden_TD
-            self.sequence.ahead.unread.append(hidden_TD[: len(hidden_TD) - is_wrong])
+            self.sequence.ahead.add(hidden_TD[: len(hidden_TD) - is_wrong])
 
     def count(self, together: Counts) -> None:
         """Count what drafts came to, in the text and in all together."""

@@ -139,10 +139,18 @@ class Batch:
             drafted = [sequence for sequence, _ in parts if self._may_draft(sequence)]
         passed = self._feed(parts, drafted)
         self._draw(passed)
-        if pace is not None:
+        if pace is not None and pace.is_on:
             further = [each.n_drawn - 1 for each in passed]
             has_drafts = any(each.draft is not None for each in passed)
             pace.add(self._clock() - start_s, further if has_drafts else None)
+            self._end_drafts()
+
+    def _end_drafts(self) -> None:
+        """Where drafts gain nothing any more, the prediction module reads nothing any more."""
+        if self.drafts is not None and not self.drafts.is_on:
+            for sequence in self.running:
+                if sequence.ahead is not None:
+                    sequence.ahead.end()
 
     def _may_draft(self, sequence: Sequence) -> bool:
         """Whether a draft is of use, there is something to draft from, and room for it."""
