@@ -53,6 +53,7 @@ def serve(
     Settings of --set: cache_tokens, max_running, max_queue, prefill_tokens, deterministic,
     speculate (auto, always or never: the model's prediction module, if it has one, drafts
     tokens; no answer is another for it, and auto measures whether it is sooner there),
+    chat_template (deepseek-v2, deepseek-v3 or deepseek-r1, where the folder has none),
     timeout_s, arrival_s, unread_s (what a client may let the server wait for its request, and
     for taking its answer), closing_s, max_new_tokens, max_choices, max_body_bytes, dtype,
     device, form (int8 or int4 on a CPU), memory (most bytes of weights, as 8GiB: experts that

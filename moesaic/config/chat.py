@@ -6,6 +6,9 @@ from pydantic import PositiveInt
 
 from moesaic.config.infer import HeldConfig
 
+TemplateName = Literal["deepseek-v2", "deepseek-v3", "deepseek-r1"]
+"""Chat templates that ship with moesaic."""
+
 
 class ChatConfig(HeldConfig):
     """A conversation with a model: how it answers, and how it is held."""
@@ -17,5 +20,5 @@ class ChatConfig(HeldConfig):
     context: PositiveInt = 8192
     """Most tokens of a conversation, its last answer included; never more than the model's
     positions. Memory is their bytes."""
-    chat_template: Literal["deepseek-v2", "deepseek-v3", "deepseek-r1"] | None = None
+    chat_template: TemplateName | None = None
     """How a conversation is written; None follows the tokenizer's own template."""

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from moesaic.config.chat import TemplateName
 from moesaic.config.settings import Settings
 
 Split = Literal["train", "held_out", "all"]
@@ -78,7 +79,7 @@ class DataConfig(Settings):
     "drop" leaves it out. The loader's report counts what is left out."""
     loss_on: Literal["all", "answers"] = "all"
     """What is learned: every token, or only completions and the assistant's turns."""
-    chat_template: Literal["deepseek-v2", "deepseek-v3", "deepseek-r1"] | None = None
+    chat_template: TemplateName | None = None
     """How conversations are written; None follows the tokenizer's own template. In "deepseek-r1"
     only the last answer is learned, and those before it stand without their reasoning."""
     fim_rate: Share = 0.0

@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from moesaic.config.chat import TemplateName
 from moesaic.config.infer import Speculate
 from moesaic.config.memory import Memory
 from moesaic.config.settings import Settings
@@ -40,6 +41,8 @@ class ServeConfig(Settings):
     checks together with the next: always, never, or as long as that is measured to be faster, by
     the number of sequences in a pass. No token is another for it. With ``deterministic`` time
     decides nothing, and ``auto`` makes no drafts."""
+    chat_template: TemplateName | None = None
+    """How conversations are written; None follows the tokenizer's own template."""
     timeout_s: PositiveFloat = 600.0
     """Seconds from a request's arrival after which it is given up."""
     arrival_s: PositiveFloat = 30.0

@@ -56,7 +56,7 @@ class ChatTemplate:
         if source is None:
             raise DataError(
                 "the tokenizer has no chat template; add chat_template to tokenizer_config.json, "
-                f"or set data.chat_template to {' or '.join(map(repr, TEMPLATES))}"
+                f"or set chat_template, in a run file that of data, to {' or '.join(map(repr, TEMPLATES))}"
             )
         return cls(source, tokenizer)
 

@@ -45,9 +45,9 @@ class Served:
         """How conversations are written.
 
         Raises:
-            DataError: if the tokenizer has no chat template.
+            DataError: if neither the settings nor the tokenizer have a chat template.
         """
-        return ChatTemplate.of(self.tokenizer)
+        return ChatTemplate.of(self.tokenizer, self.config.chat_template)
 
     @cached_property
     def grammars(self) -> Grammars:

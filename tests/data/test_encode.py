@@ -105,9 +105,10 @@ def test_the_completion_of_a_pair_is_encoded_by_itself(encode, tokenizer: Tokeni
 
 
 def test_conversations_need_a_template(encode):
-    with pytest.raises(
-        DataError, match=r"the tokenizer has no chat template; add .* data.chat_template"
-    ):
+    message = (
+        "the tokenizer has no chat template; add .* or set chat_template, in a run file that of"
+    )
+    with pytest.raises(DataError, match=message):
         encode(CHAT)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic, sleep
 from typing import Any
 
@@ -9,7 +10,7 @@ import httpx
 import openai
 import pytest
 import torch
-from served import N_BLOCKS, NAME
+from served import N_BLOCKS, NAME, client_of, served
 
 import moesaic
 from moesaic.data.chat import ChatTemplate
@@ -58,6 +59,23 @@ def test_a_chat_is_answered_as_generate_does(
     assert answer.usage.prompt_tokens == len(chat_ids)
     assert answer.usage.completion_tokens == 20
     assert answer.usage.total_tokens == len(chat_ids) + 20
+
+
+def test_the_settings_say_how_a_chat_is_written_where_the_folder_does_not(
+    model: Transformer, tokenizer: Tokenizer
+):
+    settings = {name: it for name, it in tokenizer.settings.items() if name != "chat_template"}
+    bare = replace(tokenizer, settings=settings)
+    asked: Any = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    with served(model, bare) as server, client_of(server) as client:
+        message = "no chat template; .* or set chat_template"
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.chat.completions.create(**asked)
+    with served(model, bare, chat_template="deepseek-v3") as server, client_of(server) as client:
+        answer = client.chat.completions.create(**asked, max_tokens=1)
+    template = ChatTemplate.of(bare, "deepseek-v3")
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(template.encode_prompt(asked["messages"]))
 
 
 def test_a_chat_in_pieces_is_the_chat_at_once(client: openai.OpenAI):
