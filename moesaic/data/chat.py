@@ -54,9 +54,10 @@ class ChatTemplate:
         """
         source = tokenizer.chat_template if name is None else TEMPLATES[name]
         if source is None:
+            names = " or ".join(map(repr, TEMPLATES))
             raise DataError(
                 "the tokenizer has no chat template; add chat_template to tokenizer_config.json, "
-                f"or set chat_template, in a run file that of data, to {' or '.join(map(repr, TEMPLATES))}"
+                f"or set chat_template, in a run file that of data, to {names}"
             )
         return cls(source, tokenizer)
 
