@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 
 _TRIAL = 16
 """Passes with drafts, and as many without, before it is judged whether drafts gain time."""
@@ -12,6 +12,8 @@ _FEWEST = 3
 _AGAIN = 32
 """Passes with drafts after which one without is timed again: all grow slower as a text grows. The
 latest `_FEWEST` of these are then compared with."""
+_LATEST = 64
+"""Passes with drafts that tell how often these are right."""
 
 
 @dataclass(slots=True)
@@ -38,17 +40,16 @@ class Counts:
         return self.tokens / max(1, self.passes)
 
 
-def _latest() -> deque[float]:
-    return deque(maxlen=_TRIAL)
-
-
 @dataclass(slots=True)
 class Pace:
     """Whether drafts gain time, as measured.
 
-    The first passes are made without a draft and with one in turn. From then on drafts are made as
-    long as the gain is at least 1, and at times a pass is made without one, to know what that takes
-    now. Where reading weights bounds a pass, two tokens read more experts than one, and even a good
+    The first passes are made without a draft and with one in turn. If drafts lose in this trial,
+    they end. Otherwise they are made in every pass, except that at times one is made without, to
+    know what that takes now. When they seem to lose there is another trial: what is compared by
+    turns a busy machine slows down alike.
+
+    Where reading weights bounds a pass, two tokens read more experts than one, and even a good
     draft may lose; where a call of the framework takes longer than what it computes, two tokens
     take hardly longer than one.
     """
@@ -57,18 +58,18 @@ class Pace:
     """Whether drafts end where they gain no time; without it every pass is one with drafts."""
     is_on: bool = True
     """Whether there are drafts still."""
-    plain_s: deque[float] = field(default_factory=_latest)
+    has_gained: bool = False
+    """Whether drafts gained time in the latest trial."""
+    plain_s: deque[float] = field(default_factory=lambda: deque(maxlen=_TRIAL))
     """Seconds of the latest passes without drafts."""
-    drafted_s: deque[float] = field(default_factory=_latest)
-    """Seconds of the latest passes with drafts, and of making the next drafts."""
+    drafted_s: deque[float] = field(default_factory=lambda: deque(maxlen=_TRIAL))
+    """Seconds of the latest passes with drafts, and of making these."""
+    further: deque[float] = field(default_factory=lambda: deque(maxlen=_LATEST))
+    """Tokens that a text got besides one in the latest passes with drafts."""
     tried: tuple[int, int] = (0, 0)
-    """Passes without drafts, and with them, so far."""
+    """Passes without drafts, and with them, since the latest trial began."""
     since_plain: int = 0
     """Passes with drafts after the latest one without."""
-    texts: int = 0
-    """In passes with drafts, together."""
-    further: int = 0
-    """Tokens that they gave besides one of each text."""
 
     @property
     def cost(self) -> float:
@@ -79,7 +80,7 @@ class Pace:
     def gain(self) -> float:
         """Speed with drafts over speed without: tokens of a text in a pass with drafts, over its
         cost."""
-        return (1 + self.further / max(1, self.texts)) / self.cost
+        return (1 + fmean(self.further)) / self.cost
 
     @property
     def loses(self) -> bool:
@@ -116,8 +117,19 @@ class Pace:
             self.tried, self.since_plain = (self.tried[0] + 1, self.tried[1]), 0
         else:
             self.drafted_s.append(seconds)
+            self.further.append(fmean(further))
             self.tried = self.tried[0], self.tried[1] + 1
-            self.texts += len(further)
-            self.further += sum(further)
             self.since_plain += 1
-        self.is_on = self.is_on and not (self.may_stop and self.loses)
+        if self.may_stop:
+            self._judge()
+
+    def _judge(self) -> None:
+        """End drafts that lost in a trial; those that seem to lose later are tried again."""
+        if not self.loses:
+            self.has_gained = not self.is_trial
+        elif self.has_gained:
+            for seen in (self.plain_s, self.drafted_s, self.further):
+                seen.clear()
+            self.has_gained, self.tried = False, (0, 0)
+        else:
+            self.is_on = False
