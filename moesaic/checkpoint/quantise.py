@@ -47,8 +47,9 @@ def quantise_folder(
         The digest of the new checkpoint.
 
     Raises:
-        CheckpointError: if the source is in integers already, no layer can be quantised, a weight
-            is not finite, or the disk is full; nothing is left under the folder's name then.
+        CheckpointError: if the source is in integers already, no layer can be quantised or experts
+            only in part, a weight is not finite, or the disk is full; nothing is left under the
+            folder's name then.
     """
     if isinstance(source.config.quantization_config, PackedGroups):
         raise CheckpointError(
@@ -98,7 +99,7 @@ def ignored(source: Reader, group: int) -> tuple[str, ...]:
     them out.
 
     Raises:
-        CheckpointError: if that would be all of them.
+        CheckpointError: if that would be all of them, or some projections of experts only.
     """
     linear = [spec for spec in tensors(source.config) if spec.may_be_quantised]
     if not any(may_be_packed(spec, group) for spec in linear):
@@ -107,11 +108,24 @@ def ignored(source: Reader, group: int) -> tuple[str, ...]:
             f"no layer of {source.folder} has rows of whole groups of {group}: they have "
             f"{', '.join(map(str, widths))} weights; choose a smaller group, or fp8"
         )
+    _check_experts(source, group)
     by_width = (spec for spec in linear if spec.shape[1] % group)
     patterns = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.kv_b_proj$")
     heads = (r"re:.*\.eh_proj$", r"re:.*\.shared_head\.head$")
     further = heads if source.config.num_nextn_predict_layers else ()
     return (*patterns, *further, *(spec.name.removesuffix(".weight") for spec in by_width))
+
+
+def _check_experts(source: Reader, group: int) -> None:
+    """See that all projections of an expert are packed, or none: others read them in one form."""
+    routed = (spec for spec in tensors(source.config) if spec.role == "routed")
+    widths = sorted({spec.shape[1] for spec in routed})
+    if len({width % group == 0 for width in widths}) > 1:
+        raise CheckpointError(
+            f"experts of {source.folder} have rows of {' and '.join(map(str, widths))} weights, "
+            f"not all of whole groups of {group}, and vLLM and transformers read the projections "
+            "of an expert in one form only; choose a smaller group, or fp8"
+        )
 
 
 def _pending(

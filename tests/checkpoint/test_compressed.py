@@ -131,6 +131,16 @@ def test_quantising_what_was_quantised_is_refused(fresh: Fresh) -> None:
         quantised(folder, "4", "again")
 
 
+def test_experts_that_would_be_packed_in_part_are_refused(fresh: Fresh) -> None:
+    base = fresh("v3", **{**WIDE, "moe_intermediate_size": 48})
+    message = (
+        r"experts of .* have rows of 48 and 64 weights, not all of whole groups of 32, and vLLM"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        quantised(base, "4")
+    assert sorted(path.name for path in base.parent.iterdir()) == ["base"]
+
+
 def test_a_model_without_whole_groups_is_refused(fresh: Fresh) -> None:
     base = fresh("v2")
     with pytest.raises(CheckpointError, match=r"no layer of .* has rows of whole groups of 128"):

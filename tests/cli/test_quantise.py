@@ -26,7 +26,7 @@ def run(
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
     """``run(*arguments)``: status, output and messages of ``moesaic`` beside a model and a text."""
-    config = tiny_config("v2", vocab_size=300, hidden_size=64, moe_intermediate_size=32)
+    config = tiny_config("v2", vocab_size=300, hidden_size=64, moe_intermediate_size=64)
     save(tmp_path / "model", config, random_model(config).state_dict(), "float32")
     train_bpe(["one two three four five six seven eight nine ten. " * 20], 300).save(
         tmp_path / "model"

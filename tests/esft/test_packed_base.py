@@ -18,7 +18,7 @@ from moesaic.model.build import build_model
 def test_a_change_to_integers_is_refused(
     tmp_path: Path, tiny_config: Callable[..., ModelConfig]
 ) -> None:
-    config = tiny_config("v2", hidden_size=64)
+    config = tiny_config("v2", hidden_size=64, moe_intermediate_size=32)
     save(tmp_path / "base", config, build_model(config).state_dict(), "float32")
     quantise_folder(Reader(tmp_path / "base"), tmp_path / "packed", "4", 32, lambda spec: None)
     with pytest.raises(CheckpointError, match="take the checkpoint that it was quantised from"):
