@@ -140,6 +140,7 @@ def published_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         for key in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim"):
             del data[key]
         del data["v_head_dim"]
+    _write_groups(data, config)
     return {
         "architectures": [ARCHITECTURES[config.model_type]],
         **data,
@@ -149,6 +150,18 @@ def published_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "torch_dtype": dtype,
         "use_cache": True,
     }
+
+
+def _write_groups(data: dict[str, Any], config: ModelConfig) -> None:
+    """Experts without groups are published as one group, of V1 without the keys: vLLM computes
+    groups of V2 and V3 whatever ``topk_method`` says, and takes no null."""
+    if config.n_group is not None or not config.experts:
+        return
+    for key in ("n_group", "topk_group"):
+        if config.is_latent:
+            data[key] = 1
+        else:
+            del data[key]
 
 
 def _family(data: Mapping[str, Any], where: str) -> str:

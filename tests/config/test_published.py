@@ -47,6 +47,15 @@ def test_what_is_written_reads_back(tiny_config: Build, family: str):
     assert parse_config(published_config(config, "bfloat16")) == config
 
 
+def test_experts_without_groups_are_written_as_one_group(tiny_config: Build):
+    """vLLM computes groups of V2 and V3 without looking at ``topk_method``, and takes no null."""
+    ungrouped = {"topk_method": "greedy", "n_group": None, "topk_group": None}
+    written = published_config(tiny_config("v2", **ungrouped), "bfloat16")
+    assert (written["n_group"], written["topk_group"]) == (1, 1)
+    assert parse_config(written).groups == 1
+    assert "n_group" not in published_config(tiny_config("v1"), "bfloat16")
+
+
 def test_fp8_blocks_read_back(tiny_config: Build):
     config = tiny_config("v3", quantization_config=FP8_BLOCKS)
     assert parse_config(published_config(config, "bfloat16")) == config
