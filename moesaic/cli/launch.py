@@ -38,8 +38,9 @@ def launch(
     measured before, SGLang keeps experts and copies where it says.
 
     What an engine would compute otherwise is refused, and with device=NAME what does not
-    fit. The commands follow the documentation of vLLM 0.11 to 0.32 and of SGLang 0.5; they
-    have not been run against the engines.
+    fit. The argument parsers of vLLM 0.32 and SGLang 0.5.23 take these commands. vLLM's build
+    for CPUs was run with them, for every family, and gave the log-probabilities of `moesaic`;
+    spread over GPUs they have not been run.
 
     Settings of --set: name, context, attention (tensor or data), device, memory_share,
     host, port, first_address, first_port, machine and placement.

@@ -1,7 +1,7 @@
 """Commands of vLLM and SGLang: the options with which a machine serves its part of a model.
 
-Options as they are named by vLLM 0.11 to 0.32 and SGLang 0.5. Neither engine is run here: commands
-are checked against their documentation only.
+Options as vLLM 0.32 and SGLang 0.5.23 name them: the argument parsers of both take every command,
+and vLLM's build for CPUs serves with them.
 
 Source: docs.vllm.ai, "Data Parallel Deployment" and "Expert Parallel Deployment"; docs.sglang.io,
 "Server Arguments" and "Expert Parallelism".
@@ -44,6 +44,7 @@ def _vllm(
     yield from ("vllm", "serve", str(folder), "--served-model-name", _name(folder, config))
     yield from ("--dtype", "bfloat16", "--max-model-len", _context(model, config))
     yield from ("--gpu-memory-utilization", str(config.memory_share), *_code(model))
+    yield from _groups("--hf-overrides", model)
     yield from ("--tensor-parallel-size", str(layout.tensor))
     if layout.data > 1:
         yield from ("--data-parallel-size", str(layout.data))
@@ -75,10 +76,10 @@ def _sglang(
     yield from ("--served-model-name", _name(folder, config), "--dtype", "bfloat16")
     yield from ("--context-length", _context(model, config))
     yield from ("--mem-fraction-static", str(config.memory_share), *_code(model))
+    yield from _groups("--json-model-override-args", model)
     yield from ("--tp-size", str(layout.gpus if model.is_latent else layout.tensor))
     if layout.data > 1:
-        yield from ("--dp-size", str(layout.data))
-        yield from ("--enable-dp-attention",) if model.is_latent else ()
+        yield from ("--attn-dp-size" if model.is_latent else "--dp-size", str(layout.data))
     if layout.spreads_experts and layout.gpus > 1:
         yield from ("--ep-size", str(layout.gpus))
     if cluster.redundant:
@@ -105,6 +106,13 @@ def _context(model: ModelConfig, config: LaunchConfig) -> str:
 def _code(model: ModelConfig) -> tuple[str, ...]:
     """V1's config.json is read by code that DeepSeek publishes beside it."""
     return ("--trust-remote-code",) if model.model_type == "deepseek" else ()
+
+
+def _groups(option: str, model: ModelConfig) -> tuple[str, ...]:
+    """Both compute groups of experts whatever ``topk_method`` says, and take no null for one."""
+    if model.n_group is not None or not model.is_latent:
+        return ()
+    return option, json.dumps({"n_group": 1, "topk_group": 1})
 
 
 OPTIONS: dict[

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moesaic.config.launch import LaunchConfig
-from moesaic.config.model import ModelConfig
+from moesaic.config.model import Fp8Blocks, ModelConfig
 from moesaic.config.packed import PackedGroups
 from moesaic.errors import ConfigError, DataError
 from moesaic.serve.engines import Cluster, Engine
@@ -29,8 +29,12 @@ def check_model(folder: Path, model: ModelConfig, engine: Engine) -> None:
 def _obstacles(folder: Path, model: ModelConfig) -> Iterator[str]:
     if not (folder / "tokenizer.json").is_file():
         yield "it has no tokenizer.json"
+    if not model.experts:
+        yield "a model without experts is not read by its classes of this architecture"
     if model.topk_method == "hash":
         yield "topk_method='hash' is not there"
+    if model.topk_method == "noaux_tc" and model.experts < 2 * model.groups:
+        yield f"it scores a group by two experts, and n_group={model.groups} leaves them one"
     if model.tie_word_embeddings:
         yield "a head of its own is expected, and tie_word_embeddings is true"
     if model.rope_interleave != model.is_latent:
@@ -45,6 +49,38 @@ def _obstacles(folder: Path, model: ModelConfig) -> Iterator[str]:
             f"config.json of this family is read only with the {_OWN_CODE} that DeepSeek publishes "
             "beside it, and with the auto_map that names it"
         )
+    yield from _quantised_obstacles(model)
+
+
+def _quantised_obstacles(model: ModelConfig) -> Iterator[str]:
+    """Weights that share a scale, across two matrices that lie in one there."""
+    form = model.quantization_config
+    if isinstance(form, Fp8Blocks):
+        block = form.weight_block_size[0]
+        for name, width in _stacked(model):
+            if width % block:
+                yield f"{name} gives {width} rows, no whole blocks of {block}, before the next ones"
+    if isinstance(form, PackedGroups):
+        group, widths = (
+            form.weights.group_size,
+            (model.hidden_size, model.moe_intermediate_size or 0),
+        )
+        if len({width % group == 0 for width in widths}) > 1:
+            yield (
+                f"experts have rows of {widths[0]} and {widths[1]} weights, not all of whole "
+                f"groups of {group}, and their projections are read in one form there"
+            )
+
+
+def _stacked(model: ModelConfig) -> Iterator[tuple[str, int]]:
+    """Rows of matrices that have others below them there, by the setting that makes them."""
+    if model.first_k_dense_replace:
+        yield "intermediate_size", model.intermediate_size
+    yield "moe_intermediate_size", model.moe_intermediate_size or 0
+    if model.q_lora_rank:
+        yield "q_lora_rank", model.q_lora_rank
+    if not model.is_latent:
+        yield "hidden_size", model.hidden_size
 
 
 def check_cluster(
@@ -99,13 +135,19 @@ def _check_copies(
         )
     slots = model.experts + cluster.redundant
     try:
-        rows = json.loads(Path(config.placement).read_text())["physical_to_logical_map"]
+        told = json.loads(Path(config.placement).read_text())
+        rows = told.pop("physical_to_logical_map")
         fits = len(rows) >= max(model.moe_layers) + 1 and {len(row) for row in rows} == {slots}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{config.placement} has no placement ({type(error).__name__}: {error}); give the file "
             "of `moesaic place --out`"
         ) from None
+    if told or not config.placement.endswith(".json"):
+        raise DataError(
+            f"{config.placement} is not read by sglang: its name ends in .json, and it has nothing "
+            "beside physical_to_logical_map; make it with `moesaic place --out placement.json`"
+        )
     if not fits:
         raise DataError(
             f"{config.placement} is not for {max(model.moe_layers) + 1} layers of {slots} slots; "

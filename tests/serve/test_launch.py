@@ -19,6 +19,9 @@ from moesaic.serve.launch import Launch, plan_launch
 from moesaic.serve.layout import Layout, need
 
 Make = Callable[..., Launch]
+DENSE = dict.fromkeys(
+    ("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size")
+)
 V3 = get_preset("deepseek-v3").changed(num_hidden_layers=4)
 
 
@@ -91,7 +94,7 @@ def test_with_data_attention_every_gpu_has_sequences_of_its_own(make: Make):
     (vllm,) = make(V3, "vllm", gpus=8, attention="data").commands
     assert has(vllm, {"--tensor-parallel-size": "1", "--data-parallel-size": "8"})
     (sglang,) = make(V3, "sglang", gpus=8, attention="data").commands
-    wanted = {"--tp-size": "8", "--dp-size": "8", "--enable-dp-attention": "", "--ep-size": "8"}
+    wanted = {"--tp-size": "8", "--attn-dp-size": "8", "--ep-size": "8"}
     assert has(sglang, wanted)
 
 
@@ -110,7 +113,7 @@ def test_several_machines_have_a_command_each(make: Make):
     assert "--headless" not in first
     assert "--host" not in second
     first, second = make(V3, "sglang", **asked).commands
-    shared = {"--tp-size": "16", "--dp-size": "2", "--ep-size": "16", "--nnodes": "2"}
+    shared = {"--tp-size": "16", "--attn-dp-size": "2", "--ep-size": "16", "--nnodes": "2"}
     shared["--dist-init-addr"] = "10.0.0.1:13345"
     assert has(first, {**shared, "--node-rank": "0"})
     assert has(second, {**shared, "--node-rank": "1"})
@@ -140,6 +143,15 @@ def test_a_placement_is_kept_by_sglang(make: Make, tmp_path: Path):
         make("deepseek-v2-lite", "sglang", **asked)
 
 
+@pytest.mark.parametrize("name", ["placement.json", "placement"])
+def test_a_placement_that_sglang_would_not_read_is_refused(make: Make, tmp_path: Path, name: str):
+    rows = [[slot % 64 for slot in range(72)] for _ in range(27)]
+    beside = {"kind": "placement"} if name.endswith(".json") else {}
+    (tmp_path / name).write_text(json.dumps({"physical_to_logical_map": rows, **beside}))
+    with pytest.raises(DataError, match=r"its name ends in \.json, and it has nothing beside"):
+        make("deepseek-v2-lite", "sglang", gpus=8, redundant=8, placement=str(tmp_path / name))
+
+
 def test_heads_are_shared_by_no_more_gpus_than_divide_them(make: Make):
     config = get_preset("deepseek-v2-lite").changed(n_routed_experts=72)  # with 16 heads
     assert make(config, "vllm", gpus=24).layout == Layout(8, 3, True)
@@ -149,10 +161,17 @@ def test_weights_that_share_a_scale_stay_together(make: Make):
     """V2-Lite's dense layer is 10944 wide: 85.5 blocks of 128, and 171 groups of 64."""
     config = get_preset("deepseek-v2-lite")
     assert make(config, "vllm", gpus=8).layout.tensor == 8
-    blocks = config.changed(quantization_config=Fp8Blocks())
-    assert make(blocks, "vllm", gpus=8).layout == Layout(1, 8, True)
+    blocks = config.changed(quantization_config=Fp8Blocks(), intermediate_size=11008)
+    assert make(blocks, "vllm", gpus=8).layout == Layout(2, 4, True)
     groups = config.changed(quantization_config=packed_groups(4, 64, ()))
     assert make(groups, "vllm", gpus=8).layout == Layout(1, 8, True)
+
+
+def test_an_expert_group_is_told_where_the_file_has_none(make: Make):
+    config = get_preset("deepseek-v2-lite").changed(n_group=None, topk_group=None)
+    groups = '{"n_group": 1, "topk_group": 1}'
+    assert has(make(config, "vllm").commands[0], {"--hf-overrides": groups})
+    assert has(make(config, "sglang").commands[0], {"--json-model-override-args": groups})
 
 
 def test_v1_is_read_with_the_code_beside_it(make: Make, tmp_path: Path):
@@ -163,7 +182,7 @@ def test_v1_is_read_with_the_code_beside_it(make: Make, tmp_path: Path):
     assert has(vllm, {"--trust-remote-code": "", "--enable-expert-parallel": ""})
     (sglang,) = make("deepseek-moe-16b", "sglang", gpus=4, attention="data").commands
     assert has(sglang, {"--trust-remote-code": "", "--tp-size": "1", "--dp-size": "4"})
-    assert not {"--ep-size", "--enable-dp-attention"} & set(sglang)
+    assert not {"--ep-size", "--attn-dp-size"} & set(sglang)
     with pytest.raises(ConfigError, match="only with latent attention"):
         make("deepseek-moe-16b", "sglang", gpus=4, nodes=2, first_address="a")
 
@@ -174,6 +193,15 @@ def test_v1_is_read_with_the_code_beside_it(make: Make, tmp_path: Path):
         ({"tie_word_embeddings": True}, "tie_word_embeddings is true"),
         ({"rope_interleave": False}, "rotated pairs lie otherwise"),
         ({"norm_topk_prob": True, "routed_scaling_factor": 2.0}, "are scaled too there"),
+        (DENSE, "a model without experts is not read"),
+        (
+            {"quantization_config": Fp8Blocks()},
+            "intermediate_size gives 10944 rows, no whole blocks",
+        ),
+        (
+            {"quantization_config": packed_groups(4, 64, ()), "moe_intermediate_size": 1440},
+            "experts have rows of 2048 and 1440 weights, not all of whole groups of 64",
+        ),
     ],
 )
 @pytest.mark.parametrize("engine", ENGINES)
@@ -182,6 +210,12 @@ def test_a_model_that_would_be_computed_otherwise_is_refused(
 ):
     with pytest.raises(ConfigError, match=f"{engine} cannot serve .*{reason}.*moesaic serve"):
         make(get_preset("deepseek-v2-lite").changed(**changes), engine)
+
+
+def test_groups_of_one_expert_are_refused(make: Make):
+    config = V3.changed(n_group=256, topk_group=128)
+    with pytest.raises(ConfigError, match="it scores a group by two experts, and n_group=256"):
+        make(config, "vllm")
 
 
 @pytest.mark.parametrize(
