@@ -21,6 +21,9 @@ from moesaic.model.rope import softmax_scale
 from moesaic.model.router import Router
 from moesaic.model.transformer import Transformer
 
+_MOST_SUMS = 2**30
+"""Bytes that the sums of attention may take: they grow with threads, heads and tokens."""
+
 
 class Description:
     """What `Model` of model.h points to; weights held as they are stay where the model has them."""
@@ -38,7 +41,7 @@ class Description:
         Raises:
             RequestError: if the compiled functions do not know everything in the model.
         """
-        check_served(model)
+        check_served(model, pool)
         self._pool, self._model = pool, model
         self._form: Form = form
         self._keep: list[Any] = []
@@ -46,6 +49,8 @@ class Description:
         blocks = [block for block in model.model.layers if isinstance(block, Block)]
         layers = (Layer * len(blocks))(*(self._layer(*each) for each in enumerate(blocks)))
         longest = min(config.max_position_embeddings, pool.n_blocks * pool.block)
+        self.n_positions = longest
+        """Of which the compiled functions know the angles."""
         cosines, sines = self._angles(longest)
         attention = blocks[0].self_attn
         gates = [g for moe in model.moe_layers().values() if isinstance(g := moe.gate, Router)]
@@ -150,8 +155,8 @@ class Description:
         return self._floats(rotation.cos.flatten(0, -2)), self._floats(rotation.sin.flatten(0, -2))
 
 
-def check_served(model: Transformer) -> None:
-    """See that the compiled functions know everything in a model.
+def check_served(model: Transformer, pool: BlockPool) -> None:
+    """See that the compiled functions know everything in a model and its caches.
 
     Raises:
         RequestError: if they do not.
@@ -162,6 +167,8 @@ def check_served(model: Transformer) -> None:
         why = f"its weights are on {weight.device.type}"
     elif weight.dtype not in FLOAT_FORMATS:
         why = f"its weights are {weight.dtype}"
+    elif pool.dtype not in FLOAT_FORMATS:
+        why = f"its cache is {pool.dtype}"
     for moe in model.moe_layers().values():
         experts: nn.Module = moe.experts
         if not isinstance(moe.gate, Router):
@@ -173,7 +180,12 @@ def check_served(model: Transformer) -> None:
 
 
 def most_tokens(model: Transformer, most: int) -> int:
-    """How many tokens, of so many, can be in a layer at a time, with all their experts there."""
+    """How many tokens, of so many, can be in a layer at a time: with all their experts there, and
+    with room for the sums that every thread has of every head."""
+    config = model.config
+    width = config.kv_lora_rank if config.kv_lora_rank is not None else config.value_dim
+    of_token = torch.get_num_threads() * config.num_attention_heads * (width + 2) * 4
+    most = max(1, min(most, _MOST_SUMS // of_token))
     cache, chosen = bringer_of(model), model.config.num_experts_per_tok or 1
     if cache is None or cache.n_slots >= model.config.experts:
         return most

@@ -133,9 +133,11 @@ class NativeDecoder:
 
         Raises:
             CheckpointError: if an expert cannot be read; nothing counts as held then.
+            RequestError: if a text becomes longer than the model's, or memory too little; likewise.
         """
         asked = range(len(owners)) if wanted is None else wanted
         pieces = list(_Piece.of(ids, owners, asked, self._most))
+        self._check_positions(pieces)
         if len(pieces) == 1:
             logits = self._pass(x_TD, pieces[0], layers, norm)
         else:
@@ -173,6 +175,11 @@ class NativeDecoder:
         )
         with nullcontext() if self._experts is None else self._experts.lock:
             failed = self._library.moesaic_pass(byref(model), byref(told))
+        if failed == _NO_MEMORY:
+            raise RequestError(
+                f"there is too little memory for a pass of {n_tokens} tokens; ask for shorter "
+                "texts, or for fewer at a time"
+            )
         if failed:
             error, self._error = self._error, None
             assert error is not None
@@ -180,6 +187,15 @@ class NativeDecoder:
         if self._load is not None and chosen_LTK is not None:
             self._load.add_chosen(layers.start, chosen_LTK)
         return logits
+
+    def _check_positions(self, pieces: Sequence["_Piece"]) -> None:
+        """See that the model has the positions: what lies beyond their angles would be read."""
+        last, most = max(max(piece.positions) for piece in pieces), self._description.n_positions
+        if last >= most:
+            raise RequestError(
+                f"a text of {last + 1} tokens is longer than max_position_embeddings={most}; "
+                "shorten it"
+            )
 
     def _need(self, layer: int, ids: Any, n: int, guess: Any, n_guessed: int) -> int:
         """``Need`` of model.h; what goes wrong is raised when the call has returned."""
@@ -193,6 +209,8 @@ class NativeDecoder:
 
 
 _NOTHING = array("i")
+_NO_MEMORY = 2
+"""What a call gives that could not begin for want of memory."""
 
 
 def _floats(weight: Tensor) -> Tensor:
@@ -258,4 +276,6 @@ def _placed(owners: Sequence[Held]) -> "tuple[array[int], int, array[int], array
         rows.append(row_of[key])
         positions.append(next_of[key])
         next_of[key] += 1
+    for key, owner in distinct.items():
+        assert next_of[key] <= len(owner.blocks) * owner.pool.block, "rooms are made before"
     return tables, widest, rows, positions

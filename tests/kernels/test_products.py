@@ -113,3 +113,9 @@ def test_threads_share_rows_and_read_nothing_before_them(kind: Kind):
     for n_rows in (1, 2, 5, 23):
         for threads in (2, 3):
             check(kind, n_rows, 72, 3, threads, side="before")
+
+
+def test_a_pass_that_memory_does_not_hold_does_not_begin():
+    model = Model(hidden=2**20, heads=1, key_heads=1, head_width=2, groups=1)
+    told = Pass(count=2**30, threads=1)
+    assert native_library().moesaic_pass(byref(model), byref(told)) == 2

@@ -15,7 +15,10 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 KERNELS = [f"tests/kernels/test_{name}.py" for name in ("products", "panels", "rows", "rows_sizes")]
-INFER = [f"tests/infer/test_{name}.py" for name in ("native", "native_sizes", "stored", "offload")]
+INFER = [
+    f"tests/infer/test_{name}.py"
+    for name in ("native", "native_sizes", "native_lifetime", "stored", "offload")
+]
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,22 @@ def _library(name: str) -> str:
 ADDRESSES = Checker(
     "-fsanitize=address,undefined -fno-sanitize-recover=undefined",
     "libasan.so",
-    {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    {
+        "ASAN_OPTIONS": "detect_leaks=0 allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    },
     [*KERNELS, *INFER],
     names="heap-buffer-overflow",
 )
 RACES = Checker(
     "-fsanitize=thread",
     "libtsan.so",
-    {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1"},
+    {
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 halt_on_error=1 "
+        "allocator_may_return_null=1"
+    },
     # Not those of the cache of experts: threads of Python fill it, whose locks are not seen.
-    [*KERNELS, *INFER[:2]],
+    [*KERNELS, *INFER[:3]],
     f'"{HERE / "openmp.cpp"}" -std=c++17 -fPIC',
     names="data race",
 )

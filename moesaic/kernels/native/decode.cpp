@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "attention.h"
@@ -25,6 +26,7 @@ class Room {
   float* floats(int64_t count) {
     const size_t whole = (size_t(count) * sizeof(float) / kLine + 1) * kLine;
     memory_.emplace_back(static_cast<float*>(std::aligned_alloc(kLine, whole)), std::free);
+    if (!memory_.back()) throw std::bad_alloc();
     return memory_.back().get();
   }
   std::vector<Activation> activations(int64_t count, int64_t width) {
@@ -480,11 +482,13 @@ int32_t moesaic_is_vectorised() {
 #endif
 }
 
-// 0, or 1 if experts could not be had.
-int32_t moesaic_pass(const moesaic::Model* model, const moesaic::Pass* pass) {
+// 0, or 1 if experts could not be had, or 2 if there was too little memory to begin.
+int32_t moesaic_pass(const moesaic::Model* model, const moesaic::Pass* pass) try {
   moesaic::Step step(*model, *pass);
 #pragma omp parallel num_threads(pass->threads)
   { step.run(omp_get_thread_num(), omp_get_num_threads()); }
   return step.is_whole() ? 0 : 1;
+} catch (const std::bad_alloc&) {
+  return 2;
 }
 }
