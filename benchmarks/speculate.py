@@ -108,7 +108,8 @@ def compare_together(
         torch.set_num_threads(1 if form == CALL_BY_CALL else threads)
         rows = beginnings(Tokenizer.load(folder), n).tolist()
         config = GenerateConfig(max_new_tokens=effort.tokens, temperature=temperature, top_p=1.0)
-        found = told(write_together(form, model, rows, config, effort.rounds), n * effort.tokens)
+        rounds = effort.rounds * (5 if form == COMPILED else 1)  # a short one tells little
+        found = told(write_together(form, model, rows, config, rounds), n * effort.tokens)
         name = f"{layers} layers, {form}, temperature {temperature:g}, {n} at once by the engine"
         cases[name] = {"threads": torch.get_num_threads(), **found}
         print(

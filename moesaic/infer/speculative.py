@@ -14,15 +14,16 @@ from moesaic.config.infer import Speculate
 from moesaic.config.model import ModelConfig
 from moesaic.errors import RequestError
 from moesaic.infer.decoder import Decoder, Found
+from moesaic.infer.draft import Ahead
 from moesaic.infer.pace import Counts, Pace
 from moesaic.infer.sequence import Sequence, draw_each
 
 _MOST_UNREAD = 256
 """Positions of a sequence that wait for the module at most: it reads them where it drafts nothing,
 too, so that it can draft again."""
-_FEW = 8
-"""Up to so many positions of each, sequences are read together: rows of a pass are filled to the
-longest."""
+_ALIKE = range(3, 7)
+"""Binary digits of numbers of positions that are read together where they have as many; fewer count
+as the first of these, and more are read alone: rows of a pass are filled to the longest."""
 
 
 class Drafts:
@@ -87,14 +88,15 @@ def foretell(
         sequences: it is fed what waits of those, where it is much.
         drafted: those of them for which drafts are made; each has a position that waits.
     """
-    due = [
-        (each, each.ahead)
-        for each in sequences
-        if each.ahead and each.ahead.n_unread >= (1 if each in drafted else _MOST_UNREAD)
-    ]
-    few = [pair for pair in due if pair[1].n_unread <= _FEW]
+    groups: dict[object, list[tuple[Sequence, Ahead]]] = {}
+    for each in sequences:
+        ahead = each.ahead
+        if ahead and ahead.n_unread >= (1 if each in drafted else _MOST_UNREAD):
+            digits = max(ahead.n_unread.bit_length(), _ALIKE.start)
+            key = digits if digits in _ALIKE else each
+            groups.setdefault(key, []).append((each, ahead))
     drafts: dict[Sequence, int] = {}
-    for group in [*([pair] for pair in due if pair not in few), *([few] if few else [])]:
+    for group in groups.values():
         logits_BV = decoder.draft([ahead.known(each.ids) for each, ahead in group])
         for _, ahead in group:
             ahead.clear()

@@ -84,6 +84,7 @@ class Batch:
                 assert has_room
         while any(not each.stream.ended for each in sequences):
             self.step()
+            assert not self.lost
             yield [each.stream.ready() for each in sequences]
 
     def step(self) -> None:
