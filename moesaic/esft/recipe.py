@@ -17,6 +17,7 @@ from moesaic.checkpoint.header import parse_json
 from moesaic.checkpoint.load import Reader
 from moesaic.config.esft import EsftConfig
 from moesaic.config.model import ModelConfig
+from moesaic.config.packed import PackedGroups
 from moesaic.config.settings import Settings
 from moesaic.config.train import TrainConfig
 from moesaic.data.loader import Loader
@@ -97,6 +98,7 @@ def train_slice(
     display = display or Silent()
     esft, folder, reader = _esft_of(config), RunFolder(Path(config.folder)), _base_of(config)
     folder.to_resume(config)  # refuses other settings before anything is scored
+    _check_stored(esft, reader)
     _check(config, esft, reader.config)
     sign = _signer(esft)
     begun = _begun(folder, reader) or _begin(config, esft, folder, reader, display)
@@ -138,6 +140,16 @@ def _signer(esft: EsftConfig) -> Sign | None:
     from moesaic.esft.sign import read_private_key, sign
 
     return partial(sign, key=read_private_key(esft.sign_with))
+
+
+def _check_stored(esft: EsftConfig, reader: Reader) -> None:
+    """Refuse a base that could not take what is trained, before it is trained."""
+    if esft.lora is None and isinstance(reader.config.quantization_config, PackedGroups):
+        raise ConfigError(
+            f"{reader.folder} is stored in integers, and experts trained from it could neither be "
+            "merged nor served: their changes would be rounded away; take the checkpoint that it "
+            "was quantised from, with esft.hold='int4' for as little memory"
+        )
 
 
 def _check(config: TrainConfig, esft: EsftConfig, model: ModelConfig) -> None:
