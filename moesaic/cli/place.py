@@ -19,7 +19,7 @@ def place(
     ] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the placement as SGLang reads it, in JSON."),
+        typer.Option(metavar="FILE", help="Write the placement as SGLang reads it; a .json."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all as one JSON object.")] = False,
 ) -> None:

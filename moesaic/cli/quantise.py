@@ -46,7 +46,8 @@ def quantise(
     Integers are symmetric, with a scale for every 64 weights of a row, in the layout of
     compressed-tensors that vLLM reads; fp8 is the form DeepSeek-V3 is published in. All other
     commands here read both. Routers, norms, embedding and head stay in bfloat16; in integers also
-    kv_b_proj, and layers whose rows are not whole groups. One tensor is in memory at a time.
+    kv_b_proj, and layers whose rows are not whole groups; a group that fits only some projections
+    of experts is refused. One tensor is in memory at a time.
 
     With --against-data both models read some text, and the output shows how far the next-token
     distributions are apart, how often the first choice is the same, and what the loss became,
