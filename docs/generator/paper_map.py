@@ -54,6 +54,7 @@ PAPERS = {
     "2404.10830": "Fewer Truncations Improve Language Modeling",
     "2405.04434": "DeepSeek-V2",
     "2407.01906": "Let the Expert Stick to His Last (ESFT)",
+    "2408.07978": "Coupling without Communication and Drafter-Invariant Speculative Decoding",
     "2408.15664": "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts",
     "2409.02060": "OLMoE",
     "2411.00640": "Adding Error Bars to Evals",

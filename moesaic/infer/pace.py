@@ -128,8 +128,8 @@ class Pace:
         if not self.loses:
             self.has_gained = not self.is_trial
         elif self.has_gained:
-            for seen in (self.plain_s, self.drafted_s, self.further):
-                seen.clear()
+            self.plain_s.clear()
+            self.drafted_s.clear()
             self.has_gained, self.tried = False, (0, 0)
         else:
             self.is_on = False
