@@ -210,7 +210,7 @@ def test_numbers_that_are_none_come_out_as_such(preset: str):
     model = random_model(config, residency=Residency(resident=some, allowed=some))
     model.requires_grad_(False)
     ids = random_ids(config, 256).tolist()
-    model.model.layers[0].mlp.down_proj.weight[:] = torch.nan
+    model.state_dict()["model.layers.0.mlp.down_proj.weight"].fill_(torch.nan)
     decoder = NativeDecoder(model, BlockPool(config, 32, block=8, dtype=torch.float32))
     held = Held(decoder.pool)
     held.make_room(256)
