@@ -219,10 +219,11 @@ def test_the_printed_command_serves_the_folder(write: Callable[..., Path], tmp_p
 )
 def test_the_engine_takes_every_option(write: Callable[..., Path], engine: Engine):
     folder, commands = write("v3"), []
+    model = Reader(folder).config
     for where, settings in ASKED:
         config = LaunchConfig.parse(settings)
-        planned = plan_launch(folder, Reader(folder).config, engine, Cluster(**where), config)
-        commands += planned.commands
+        for each in (model, model.changed(n_group=None, topk_group=None)):
+            commands += plan_launch(folder, each, engine, Cluster(**where), config).commands
     done = subprocess.run(
         [sys.executable, "-c", PARSERS[engine]],
         input=json.dumps(commands),
