@@ -34,7 +34,7 @@ MODEL = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "intermediate_size": 32,
-    "moe_intermediate_size": 16,
+    "moe_intermediate_size": 32,
 }
 RUN = {
     "steps": 2,
