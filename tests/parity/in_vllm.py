@@ -142,7 +142,7 @@ def main(folder: str, dtype: str, out: str) -> None:
         dtype=dtype,
         enforce_eager=True,
         skip_tokenizer_init=True,
-        trust_remote_code=True,
+        trust_remote_code=True,  # of V1: the class of its settings, which the test itself wrote
         max_model_len=128,
         gpu_memory_utilization=0.05,
     )
