@@ -17,7 +17,7 @@ SUMMED = 2**25
 """Values of rows that are made before they are summed up for each token, as there; their columns
 are a multiple of the number above."""
 PIECE = 2**21
-"""Weights that AdamW moves at a time on a GPU, as in `train.adamw`."""
+"""Weights that AdamW moves at a time on a GPU: operations on them outlast their start."""
 
 
 def experts_working(

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moesaic.planner.working import PIECE
 from moesaic.train.moments import BLOCK, SCALES, Held, Moment, write_rounded_
 
-PIECE = 2**21
-"""Values that are updated at a time on a GPU: operations on them outlast their start."""
 CPU_PIECE = 2**19
-"""The same on a CPU: they stay in its cache. Both are multiples of a block."""
+"""Weights that are moved at a time on a CPU, as `PIECE` on a GPU: they stay in its cache. Both are
+multiples of a block."""
 
 
 @dataclass(frozen=True, slots=True)
