@@ -10,6 +10,7 @@ from click import ClickException, Command, Context
 from typer.core import TyperGroup
 
 import moesaic
+from moesaic.cli.messages import messages
 from moesaic.errors import MoesaicError, TrainingError, suggest
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -97,6 +98,7 @@ def _options(
     pass
 
 
+@messages()
 def main() -> None:
     """Run the command line.
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import time
 
 import pytest
 
@@ -147,6 +148,39 @@ def test_what_an_ended_process_left_is_in_nobodys_way(home: Path, install: Insta
     assert being_made.exists()
 
 
+def test_a_library_that_nothing_used_for_a_month_is_removed_when_another_is_made(
+    home: Path, install: Install
+):
+    install()
+    found()
+    [first] = kept(home)
+    others = [first.with_name(f"{name}.so") for name in ("0123456789abcdef", "fedcba9876543210")]
+    for other, days in zip(others, (29, 31), strict=True):
+        other.touch()
+        last = time() - days * 24 * 3600
+        os.utime(other, (last, last))
+    found()
+    assert kept(home) == sorted([first, *others])
+    install(version=2)
+    found()
+    assert set(kept(home)) >= {first, others[0]}
+    assert others[1] not in kept(home)
+    assert len(kept(home)) == 3
+
+
+def test_a_library_is_kept_as_long_as_it_is_used(home: Path, install: Install):
+    install()
+    found()
+    [path] = kept(home)
+    os.utime(path, (0, 0))
+    assert isinstance(found(), ctypes.CDLL)
+    install("g++", version=2)
+    (home.parent / "bin" / "c++").unlink()
+    found()
+    assert path in kept(home)
+    assert links(home) == len(kept(home)) == 2
+
+
 def test_several_may_compile_at_once(home: Path, install: Install):
     install(first="sleep 0.2")
     with ThreadPoolExecutor(4) as several:
@@ -164,7 +198,32 @@ def test_a_compiler_that_fails_leaves_the_turn_to_the_next(home: Path, install: 
 
 def test_why_there_is_no_library_is_told(home: Path, install: Install):
     assert found() == "no C++ compiler was found (looked for c++, g++, clang++)"
-    install(first="echo no such instruction >&2; exit 1")
-    assert found() == f"{home.parent}/bin/c++ could not compile it: no such instruction"
+    told = "In file included from decode.cpp\ndecode.cpp:1: error: no omp.h\ncompilation terminated"
+    install(first=f"printf '%s' '{told}' >&2; exit 1")
+    why = f"{home.parent}/bin/c++ could not compile it: decode.cpp:1: error: no omp.h"
+    assert found() == why
     (home.parent / "bin" / "c++").write_text("no program")
     assert "c++ could not compile it: " in str(found())
+
+
+def test_what_it_costs_that_there_is_no_library_is_told_with_what_to_install(
+    home: Path, caplog: pytest.LogCaptureFixture
+):
+    found()
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "nothing is compiled for this processor: no C++ compiler was found (looked for c++, g++, "
+        "clang++). All works without, but on a CPU text is written 5 to 10 times slower, and "
+        "training takes longer; install a C++ compiler with OpenMP, as with: apt install g++"
+    )
+
+
+def test_that_it_is_compiled_is_told_once(
+    home: Path, install: Install, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    install()
+    found()
+    found()
+    assert caplog.messages == ["compiling for this processor, once"]
