@@ -15,7 +15,7 @@ from time import time
 
 import torch
 
-_COMPILED = ("decode.cpp", "panels.cpp", "rows.cpp")
+_COMPILED = ("decode.cpp", "expand.cpp", "panels.cpp", "rows.cpp")
 _HEADERS = ("attention.h", "dot.h", "matrix.h", "model.h", "route.h", "team.h")
 _FLAGS = (
     "-std=c++17",
