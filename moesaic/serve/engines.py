@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from moesaic.config.launch import LaunchConfig
 from moesaic.config.model import ModelConfig
@@ -43,8 +43,8 @@ def _vllm(
 ) -> Iterator[str]:
     yield from ("vllm", "serve", str(folder), "--served-model-name", _name(folder, config))
     yield from ("--dtype", "bfloat16", "--max-model-len", _context(model, config))
-    yield from ("--gpu-memory-utilization", str(config.memory_share), *_code(model))
-    yield from _groups("--hf-overrides", model)
+    yield from ("--gpu-memory-utilization", str(config.memory_share))
+    yield from _changed("--hf-overrides", {**_groups(model), **_as_known(model)})
     yield from ("--tensor-parallel-size", str(layout.tensor))
     if layout.data > 1:
         yield from ("--data-parallel-size", str(layout.data))
@@ -76,7 +76,7 @@ def _sglang(
     yield from ("--served-model-name", _name(folder, config), "--dtype", "bfloat16")
     yield from ("--context-length", _context(model, config))
     yield from ("--mem-fraction-static", str(config.memory_share), *_code(model))
-    yield from _groups("--json-model-override-args", model)
+    yield from _changed("--json-model-override-args", _groups(model))
     yield from ("--tp-size", str(layout.gpus if model.is_latent else layout.tensor))
     if layout.data > 1:
         yield from ("--attn-dp-size" if model.is_latent else "--dp-size", str(layout.data))
@@ -103,16 +103,31 @@ def _context(model: ModelConfig, config: LaunchConfig) -> str:
     return str(config.context or model.max_position_embeddings)
 
 
+def _changed(option: str, settings: dict[str, Any]) -> tuple[str, ...]:
+    """Settings of config.json that an engine is to read otherwise."""
+    return (option, json.dumps(settings)) if settings else ()
+
+
+def _groups(model: ModelConfig) -> dict[str, Any]:
+    """Both compute groups of experts whatever ``topk_method`` says, and take no null for one."""
+    is_missing = model.n_group is None and model.is_latent
+    return {"n_group": 1, "topk_group": 1} if is_missing else {}
+
+
 def _code(model: ModelConfig) -> tuple[str, ...]:
     """V1's config.json is read by code that DeepSeek publishes beside it."""
     return ("--trust-remote-code",) if model.model_type == "deepseek" else ()
 
 
-def _groups(option: str, model: ModelConfig) -> tuple[str, ...]:
-    """Both compute groups of experts whatever ``topk_method`` says, and take no null for one."""
-    if model.n_group is not None or not model.is_latent:
-        return ()
-    return option, json.dumps({"n_group": 1, "topk_group": 1})
+def _as_known(model: ModelConfig) -> dict[str, Any]:
+    """V1 without that code, for vLLM, whose model of V1 needs only some class to read its settings
+    with: one of a family that has the rotary positions and keeps what it does not know. What this
+    family would add is told otherwise: a bias of the choice, no experts, heads with latents."""
+    if model.model_type != "deepseek":
+        return {}
+    heads = {"qk_nope_head_dim": 0, "qk_rope_head_dim": 0}
+    experts = {"topk_method": "greedy", "num_experts": model.experts}
+    return {"model_type": "kimi_linear", **experts, **heads}
 
 
 OPTIONS: dict[

@@ -19,14 +19,14 @@ def check_model(folder: Path, model: ModelConfig, engine: Engine) -> None:
     Raises:
         ConfigError: if it does not; the message says what it lacks.
     """
-    reason = next(_obstacles(folder, model), None)
+    reason = next(_obstacles(folder, model, engine), None)
     if reason is not None:
         raise ConfigError(
             f"{engine} cannot serve {folder}: {reason}; serve it with `moesaic serve`"
         )
 
 
-def _obstacles(folder: Path, model: ModelConfig) -> Iterator[str]:
+def _obstacles(folder: Path, model: ModelConfig, engine: Engine) -> Iterator[str]:
     if not (folder / "tokenizer.json").is_file():
         yield "it has no tokenizer.json"
     if not model.experts:
@@ -44,10 +44,11 @@ def _obstacles(folder: Path, model: ModelConfig) -> Iterator[str]:
         yield f"routed_scaling_factor={model.routed_scaling_factor} is not read for this family"
     if scaled and model.norm_topk_prob and model.model_type != "deepseek_v3":
         yield "gate values that are normalised are scaled too there, and not in this family"
-    if model.model_type == "deepseek" and not (folder / _OWN_CODE).is_file():
+    reads_code = engine == "sglang" and model.model_type == "deepseek"
+    if reads_code and not (folder / _OWN_CODE).is_file():
         yield (
             f"config.json of this family is read only with the {_OWN_CODE} that DeepSeek publishes "
-            "beside it, and with the auto_map that names it"
+            "beside it, and with the auto_map that names it (vllm needs neither)"
         )
     yield from _quantised_obstacles(model)
 

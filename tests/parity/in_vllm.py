@@ -1,4 +1,6 @@
-"""Log-probabilities of vLLM, as a program: ``in_vllm.py FOLDER DTYPE OUT``, prompts on its input.
+"""Log-probabilities of vLLM, as a program that takes prompts on its standard input:
+
+    in_vllm.py FOLDER DTYPE OVERRIDES OUT
 
 vLLM reads the folder, chooses how each layer is stored and loads the weights. The products of its
 build for CPUs with integers and FP8 blocks ask for some CPUs' tiles; here what it loaded is made
@@ -132,7 +134,7 @@ def use_floats() -> None:
     packed.apply = blocks.apply = apply_experts
 
 
-def main(folder: str, dtype: str, out: str) -> None:
+def main(folder: str, dtype: str, overrides: str, out: str) -> None:
     """Write prompts with what follows them, and log-probabilities of all after the first token."""
     if current_platform.is_cpu():
         use_floats()
@@ -142,7 +144,7 @@ def main(folder: str, dtype: str, out: str) -> None:
         dtype=dtype,
         enforce_eager=True,
         skip_tokenizer_init=True,
-        trust_remote_code=True,  # of V1: the class of its settings, which the test itself wrote
+        hf_overrides=json.loads(overrides),
         max_model_len=128,
         gpu_memory_utilization=0.05,
     )

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,6 @@ WIDE = {
 }
 LATENT = {"kv_lora_rank": 512, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64}
 """Sizes of latents that vLLM computes on a CPU."""
-OWN_CODE = """
-from transformers import PreTrainedConfig
-
-
-class DeepseekConfig(PreTrainedConfig):
-    model_type = "deepseek"
-"""
 PARSERS = {
     "vllm": """
 import json, sys
@@ -102,11 +96,6 @@ def write(tmp_path: Path, tiny_config: Build) -> Callable[..., Path]:
         if form is not None:
             quantise_folder(Reader(folder), tmp_path / "fewer", form, 64, lambda spec: None)
             folder = tmp_path / "fewer"
-        if family == "v1":
-            (folder / "configuration_deepseek.py").write_text(OWN_CODE)
-            told = json.loads((folder / "config.json").read_text())
-            told["auto_map"] = {"AutoConfig": "configuration_deepseek.DeepseekConfig"}
-            (folder / "config.json").write_text(json.dumps(told))
         return folder
 
     return build
@@ -125,10 +114,13 @@ def distance(folder: Path, told: list[tuple[list[int], list[float]]]) -> Tensor:
 
 def ask_vllm(folder: Path, dtype: str) -> list[tuple[list[int], list[float]]]:
     """Tokens and their log-probabilities, from vLLM in a process of its own."""
-    prompts = random_ids(Reader(folder).config, 4, 64).tolist()
-    out = folder.parent / "told.json"
+    model = Reader(folder).config
+    prompts, out = random_ids(model, 4, 64).tolist(), folder.parent / "told.json"
+    [command] = plan_launch(folder, model, "vllm", Cluster(), LaunchConfig()).commands
+    overrides = dict(pairwise(command)).get("--hf-overrides", "{}")
+    program = Path(__file__).with_name("in_vllm.py")
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("in_vllm.py")), str(folder), dtype, str(out)],
+        [sys.executable, str(program), str(folder), dtype, overrides, str(out)],
         input=json.dumps(prompts),
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
@@ -192,8 +184,11 @@ def served(command: tuple[str, ...], port: int, log: Path) -> Iterator[None]:
 
 
 @needs_vllm
-def test_the_printed_command_serves_the_folder(write: Callable[..., Path], tmp_path: Path):
-    folder = write("v3")
+@pytest.mark.parametrize("family", ["v1", "v3"])
+def test_the_printed_command_serves_the_folder(
+    write: Callable[..., Path], tmp_path: Path, family: str
+):
+    folder = write(family)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -174,12 +174,23 @@ def test_an_expert_group_is_told_where_the_file_has_none(make: Make):
     assert has(make(config, "sglang").commands[0], {"--json-model-override-args": groups})
 
 
-def test_v1_is_read_with_the_code_beside_it(make: Make, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"only with the configuration_deepseek\.py"):
-        make("deepseek-moe-16b", "vllm")
-    (tmp_path / "model/configuration_deepseek.py").touch()
+def test_v1_is_read_by_vllm_without_the_code_that_sglang_needs_beside_it(
+    make: Make, tmp_path: Path
+):
     (vllm,) = make("deepseek-moe-16b", "vllm", gpus=4).commands
-    assert has(vllm, {"--trust-remote-code": "", "--enable-expert-parallel": ""})
+    known = json.loads(options(vllm)["--hf-overrides"])
+    assert known == {
+        "model_type": "kimi_linear",
+        "topk_method": "greedy",
+        "num_experts": 64,
+        "qk_nope_head_dim": 0,
+        "qk_rope_head_dim": 0,
+    }
+    assert "--enable-expert-parallel" in vllm
+    assert "--trust-remote-code" not in vllm
+    with pytest.raises(ConfigError, match=r"only with the configuration_deepseek\.py"):
+        make("deepseek-moe-16b", "sglang")
+    (tmp_path / "model/configuration_deepseek.py").touch()
     (sglang,) = make("deepseek-moe-16b", "sglang", gpus=4, attention="data").commands
     assert has(sglang, {"--trust-remote-code": "", "--tp-size": "1", "--dp-size": "4"})
     assert not {"--ep-size", "--attn-dp-size"} & set(sglang)
