@@ -53,7 +53,7 @@ def library() -> ctypes.CDLL | str:
     reason = "; ".join(reasons) or f"no C++ compiler was found (looked for {', '.join(_COMPILERS)})"
     _LOG.warning(
         "nothing is compiled for this processor: %s. All works without, but on a CPU text is "
-        "written 5 to 10 times slower, and training takes longer; install a C++ compiler with "
+        "written 4 to 10 times slower, and training takes longer; install a C++ compiler with "
         "OpenMP, as with: apt install g++",
         reason,
     )
