@@ -28,11 +28,12 @@ CONTEXT_OF_BATCH = 128
 """Tokens that each of several sequences has in the cache before it goes on."""
 BITS: Mapping[Form, float] = {
     "weights": 16,
+    "lossless": 12.25,
     "int8": bits_per_weight(8),
     "int4": bits_per_weight(4),
 }
 """Of one weight and its share of the scales."""
-_THEIRS: dict[Form, str] = {"weights": "bf16", "int8": "q8_0", "int4": "q4_0"}
+_THEIRS: dict[Form, str] = {"weights": "bf16", "lossless": "bf16", "int8": "q8_0", "int4": "q4_0"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Description:
 
     def _describe_latent(self, described: Layer, attention: LatentAttention) -> None:
         described.key = self._matrix(attention.kv_a_proj_with_mqa)
-        described.value = self._rows(as_rows(attention.kv_b_proj.weight, "weights"))
+        described.value = self._expansion(attention.kv_b_proj)
         described.latent_norm = self._floats(attention.kv_a_layernorm.weight)
         if attention.has_query_latent:
             described.query = self._matrix(attention.q_a_proj)
@@ -131,6 +131,15 @@ class Description:
         described.experts_in, described.experts_out = map(self._rows, stacks)
         if slots is not None:
             described.slots = self._address(slots.to(torch.int32))
+
+    def _expansion(self, linear: nn.Module) -> Matrix:
+        """``kv_b_proj``, of which sums of rows are taken, too: it is never made integers."""
+        if isinstance(linear, HeldLinear):
+            return self._rows(linear.rows)
+        assert isinstance(linear, Linear)
+        return self._rows(
+            as_rows(linear.weight, "lossless" if self._form == "lossless" else "weights")
+        )
 
     def _matrix(self, linear: nn.Module) -> Matrix:
         assert isinstance(linear, Linear | HeldLinear | nn.Embedding)

@@ -25,7 +25,7 @@ from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import tensors
 from moesaic.units import gib, parse_bytes
 
-_CODES = ("int8", "int4", "float8")
+_CODES = ("int8", "int4", "float8", "lossless")
 
 
 def load_held(
@@ -44,15 +44,16 @@ def load_held(
         folder: see `load_model`.
         dtype: of weights that are stored as floats, of embedding and norms.
         device: where to.
-        form: what weights that are stored as floats are made; integers on a CPU only.
+        form: what weights that are stored as floats are made; on a CPU only, lossless with bfloat16
+            alone.
         memory: bytes that all weights may take. The experts used most are held in what is left of
             it beside the weights that every token needs, the others are read when they are chosen.
             None for all experts.
 
     Raises:
         CheckpointError: if the folder is incomplete, damaged, or does not fit its config.json.
-        ConfigError: if the memory is too small, or ``form`` is asked of integers.
-        RequestError: if integers are asked for and there is no compiled decoder.
+        ConfigError: if the memory is too small, or the weights do not come in such a form.
+        RequestError: if a form is asked for and there is no compiled decoder.
     """
     reader, device = Reader(folder), torch.device(device)
     source = _held_from(reader, torch_dtype(dtype), device, form, memory)
@@ -82,7 +83,7 @@ def load_spacious(
     Raises:
         CheckpointError: if a tensor is damaged.
         ConfigError: see `load_held`.
-        RequestError: if integers are asked for and there is no compiled decoder.
+        RequestError: if a form is asked for and there is no compiled decoder.
     """
     dtype, device = torch_dtype(dtype), torch.device(device)
     source = _held_from(reader, dtype, device, form, memory)
@@ -161,6 +162,8 @@ def _smaller(source: Source, n_beside: int) -> list[str]:
     is_plain = source.form == "weights" and source.reader.config.quantization_config is None
     if is_plain and source.keeps_codes:
         forms: tuple[Form, ...] = ("int8", "int4")
+        if source.dtype == torch.bfloat16:
+            forms = ("lossless", *forms)
         others.update({f"form={form}": replace(source, form=form) for form in forms})
     config = source.reader.config
     least = {how: _least(Sizes.of(each), config, n_beside) for how, each in others.items()}

@@ -15,7 +15,7 @@ from moesaic.config.model import Fp8Blocks
 from moesaic.config.packed import PackedGroups
 from moesaic.errors import ConfigError
 from moesaic.kernels.groupwise import GROUP
-from moesaic.kernels.native.pack import FLOAT_KINDS, Form, Kind, Rows, row_bytes
+from moesaic.kernels.native.pack import BITS, FLOAT_KINDS, Form, Kind, Rows, row_bytes
 from moesaic.kernels.quantise import BLOCK, FP8, Fp8Weight
 from moesaic.planner.inventory import TensorSpec, tensors
 
@@ -37,7 +37,12 @@ class Source:
 
     def __post_init__(self) -> None:
         quantised = self.reader.config.quantization_config
-        if self.form != "weights" and isinstance(quantised, PackedGroups):
+        if self.form == "lossless" and self.dtype != torch.bfloat16:
+            raise ConfigError(
+                f"form=lossless holds bfloat16 and no {self.dtype}; set dtype=bfloat16, or leave "
+                "form out"
+            )
+        if self.form in BITS and isinstance(quantised, PackedGroups):
             raise ConfigError(
                 f"form={self.form} would round once more what {self.reader.folder} stores as "
                 "integers; leave form out, and these are used as they are"
@@ -45,11 +50,15 @@ class Source:
 
     def kind(self, spec: TensorSpec) -> Kind:
         """How a linear weight is held."""
-        is_linear = spec.may_be_quantised and not spec.name.endswith(".kv_b_proj.weight")
-        if self.form != "weights" and (is_linear or spec.role == "head"):
+        is_linear = spec.may_be_quantised
+        is_code = is_linear and not spec.name.endswith(".kv_b_proj.weight")
+        if (self.form == "int8" or self.form == "int4") and (is_code or spec.role == "head"):
             return self.form
-        is_code = is_linear and self.keeps_codes
-        return self._stored_kind(spec.name) if is_code else FLOAT_KINDS[self.dtype]
+        stored = FLOAT_KINDS[self.dtype]
+        if is_code and self.keeps_codes:
+            stored = self._stored_kind(spec.name)
+        is_packed = self.form == "lossless" and (is_linear or spec.role == "head")
+        return "lossless" if is_packed and stored == "bfloat16" else stored
 
     def kind_of_all(self, specs: Sequence[TensorSpec]) -> Kind:
         """How some weights are held, if it has to be the same for all."""
@@ -60,16 +69,17 @@ class Source:
         """Fill rows with a tensor.
 
         Raises:
-            CheckpointError: if it cannot be read, or is not finite and is to be made integers.
+            CheckpointError: if it cannot be read, or cannot be made what the rows are: see
+                `Rows.put_`.
         """
         if rows.scales is None:
             self.reader.read_into_(rows.values, name)
         elif rows.kind == "float8":
             self._read_float8_(rows, name)
-        elif self.form == "weights":
-            self._read_codes_(rows, name)
-        else:
+        elif rows.kind == self.form:
             rows.put_(self.reader.read(name), name)
+        else:
+            self._read_codes_(rows, name)
 
     def _stored_kind(self, name: str) -> Kind:
         stored, config = self.reader.locate(name), self.reader.config.quantization_config

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moesaic.config.model import ModelConfig
 from moesaic.config.presets import get_preset
-from moesaic.errors import RequestError
+from moesaic.errors import CheckpointError, RequestError
 from moesaic.infer.blocks import BlockPool, Held
 from moesaic.infer.native import NativeDecoder
 from moesaic.kernels.groupwise import Bits, dequantise_groups, quantise_groups
@@ -143,6 +143,21 @@ def test_bfloat16_is_as_near_to_float32_as_the_model_in_bfloat16_is(name: str):
     # Rounding moves a token's experts here and there, on either side: medians, not maxima.
     ours, theirs = ((x - reference).norm(dim=-1).median() for x in (got, in_bfloat16))
     assert ours < 1.5 * theirs
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_lossless_gives_the_logits_of_the_weights_bit_by_bit(name: str):
+    model = random_model(shaped(name), dtype="bfloat16").requires_grad_(False)
+    ids = random_ids(model.config, 30).tolist()
+    plain, packed = (fed(model, form, torch.bfloat16) for form in ("weights", "lossless"))
+    for part in (ids[:9], ids[9:10], ids[10:12], ids[12:]):
+        assert torch.equal(packed(part), plain(part))
+
+
+def test_float32_is_not_held_lossless():
+    model = random_model(get_preset("tiny-v2")).requires_grad_(False)
+    with pytest.raises(CheckpointError, match="form=lossless holds bfloat16"):
+        decoder_of(model, "lossless")
 
 
 @pytest.mark.parametrize(("form", "bits"), [("int8", 8), ("int4", 4)])

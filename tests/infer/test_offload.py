@@ -45,8 +45,12 @@ def written(tmp_path: Path) -> Written:
     return write
 
 
+TYPES = {"lossless": torch.bfloat16}
+"""Of weights, where they are not float32."""
+
+
 def memory_for(folder: Path, slots: int, form: Form = "weights") -> int:
-    sizes = Sizes.of(Source(Reader(folder), torch.float32, form, keeps_codes=True))
+    sizes = Sizes.of(Source(Reader(folder), TYPES.get(form, torch.float32), form, keeps_codes=True))
     return sizes.resident + slots * sizes.expert
 
 
@@ -101,11 +105,12 @@ def test_whatever_fits_the_numbers_are_the_same_to_the_last_bit(
 
 
 @compiled
-@pytest.mark.parametrize("form", ["int8", "int4"])
-def test_with_integers_too(written: Written, form: Form):
+@pytest.mark.parametrize("form", ["int8", "int4", "lossless"])
+def test_with_weights_in_fewer_bits_too(written: Written, form: Form):
     folder = written("tiny-v3", num_experts_per_tok=3, num_hidden_layers=2)
-    whole = load_held(folder, form=form)
-    part = load_held(folder, form=form, memory=memory_for(folder, 4, form))
+    dtype = TYPES.get(form, torch.float32)
+    whole = load_held(folder, dtype, form=form)
+    part = load_held(folder, dtype, form=form, memory=memory_for(folder, 4, form))
     ids = random_ids(whole.config, 8).tolist()
     pairs = zip(
         logits_of(decoder_of(part), [ids]), logits_of(decoder_of(whole), [ids]), strict=True

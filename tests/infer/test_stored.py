@@ -136,6 +136,37 @@ def test_integers_are_not_rounded_to_others(quantised: Callable[..., Path]):
         load_held(folder, form="int4")
 
 
+@pytest.mark.parametrize("preset", ["tiny-v1", "tiny-v2", "tiny-v3"])
+def test_what_is_lossless_is_decoded_to_the_same_bits(tmp_path: Path, preset: str):
+    config = get_preset(preset)
+    save(tmp_path / "model", config, random_model(config).state_dict(), "bfloat16")
+    ids = random_ids(config, 24)
+    plain, packed = (
+        load_held(tmp_path / "model", "bfloat16", form=form) for form in ("weights", "lossless")
+    )
+    kinds = {rows.kind for rows in held(packed)}
+    assert kinds == {"lossless"}
+    got, want = (logits(model, ids, torch.bfloat16) for model in (packed, plain))
+    assert torch.equal(got, want)
+
+
+def test_8_bit_floats_stay_what_they_are_beside_what_is_lossless(quantised: Callable[..., Path]):
+    folder = quantised("fp8")
+    plain, packed = (load_held(folder, "bfloat16", form=f) for f in ("weights", "lossless"))
+    assert {rows.kind for rows in held(packed)} == {"float8", "lossless"}
+    ids = random_ids(packed.config, 24)
+    got, want = (logits(model, ids, torch.bfloat16) for model in (packed, plain))
+    assert torch.equal(got, want)
+
+
+def test_only_bfloat16_is_held_lossless(quantised: Callable[..., Path]):
+    with pytest.raises(
+        ConfigError,
+        match=r"form=lossless holds bfloat16 and no torch\.float32; set dtype=bfloat16, or leave",
+    ):
+        load_held(quantised("fp8"), form="lossless")
+
+
 _PEAK = """
 import sys, torch
 from pathlib import Path

@@ -34,9 +34,10 @@ def guarded(tensor: Tensor, side: Side = "after") -> Tensor:
 
 
 def guarded_rows(rows: Rows, side: Side = "after") -> Rows:
-    """The same rows; values and scales each beside a page of their own."""
-    scales = None if rows.scales is None else guarded(rows.scales, side)
-    return replace(rows, values=guarded(rows.values, side), scales=scales)
+    """The same rows; values and what stands beside them each beside a page of their own."""
+    beside = (None if each is None else guarded(each, side) for each in (rows.scales, rows.others))
+    scales, others = beside
+    return replace(rows, values=guarded(rows.values, side), scales=scales, others=others)
 
 
 def guard_(model: nn.Module, side: Side = "after") -> None:

@@ -18,7 +18,7 @@ from moesaic.kernels.native.structures import Model, Pass, native_library
 
 pytestmark = pytest.mark.skipif(isinstance(library(), str), reason=f"not compiled: {library()}")
 
-KINDS: tuple[Kind, ...] = ("float32", "bfloat16", "int8", "int4", "float8")
+KINDS: tuple[Kind, ...] = ("float32", "bfloat16", "int8", "int4", "float8", "lossless")
 WIDTHS = (1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 191, 192, 200, 1000, 1024, 1025)
 """A vector more or less, an odd number of groups, and more groups than are scaled at once."""
 COUNTS = (1, 2, 3, 4, 5, 9)
@@ -29,6 +29,11 @@ def random_rows(n: int, width: int, kind: Kind, generator: torch.Generator) -> R
     rows = Rows.empty(n, width, kind)
     if rows.scales is None:
         rows.values.normal_(generator=generator)
+        return rows
+    if kind == "lossless":
+        weight = torch.randn(n, width, generator=generator)
+        far = torch.randint(0, width, (n, 4), generator=generator)
+        rows.put_(weight.scatter(1, far, 2.0**-20))
         return rows
     rows.values.random_(generator=generator)
     if kind == "float8":
@@ -60,7 +65,7 @@ def as_multiplied(x_TD: Tensor, kind: Kind) -> Tensor:
     """Activations as weights of a kind meet them, float64."""
     if kind == "float32":
         return x_TD.double()
-    if kind in ("bfloat16", "float8"):
+    if kind in ("bfloat16", "float8", "lossless"):
         return x_TD.bfloat16().double()
     width = x_TD.shape[1]
     grouped = F.pad(x_TD, (0, -width % GROUP)).unflatten(1, (-1, GROUP))
@@ -113,6 +118,16 @@ def test_threads_share_rows_and_read_nothing_before_them(kind: Kind):
     for n_rows in (1, 2, 5, 23):
         for threads in (2, 3):
             check(kind, n_rows, 72, 3, threads, side="before")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_lossless_gives_the_bits_of_bfloat16(width: int):
+    generator = torch.Generator().manual_seed(width)
+    rows = random_rows(11, width, "lossless", generator)
+    plain = Rows(rows.floats().bfloat16(), None, width, "bfloat16")
+    x_TD = torch.randn(5, width, generator=generator)
+    got, want = (multiplied(r.matrix(), x_TD.clone(), torch.ones(width), 2) for r in (rows, plain))
+    assert torch.equal(got, want)
 
 
 def test_a_pass_that_memory_does_not_hold_does_not_begin():

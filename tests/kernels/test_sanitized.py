@@ -14,7 +14,10 @@ from kernels.compilers import compiled_with, compiler, run, run_tests
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-KERNELS = [f"tests/kernels/test_{name}.py" for name in ("products", "panels", "rows", "rows_sizes")]
+KERNELS = [
+    f"tests/kernels/test_{name}.py"
+    for name in ("lossless", "products", "panels", "rows", "rows_sizes")
+]
 INFER = [
     f"tests/infer/test_{name}.py"
     for name in ("native", "native_sizes", "native_lifetime", "stored", "offload")

@@ -15,8 +15,18 @@ from time import time
 
 import torch
 
-_COMPILED = ("decode.cpp", "expand.cpp", "panels.cpp", "rows.cpp")
-_HEADERS = ("attention.h", "dot.h", "matrix.h", "model.h", "route.h", "team.h")
+_COMPILED = ("decode.cpp", "expand.cpp", "lossless.cpp", "panels.cpp", "rows.cpp")
+_HEADERS = (
+    "attention.h",
+    "dot.h",
+    "dot_floats.h",
+    "dot_lossless.h",
+    "lossless.h",
+    "matrix.h",
+    "model.h",
+    "route.h",
+    "team.h",
+)
 _FLAGS = (
     "-std=c++17",
     "-O3",

@@ -1,4 +1,5 @@
-// The values that rows of codes stand for: code · scale in float32, which may be rounded to bfloat16.
+// The values that rows of codes stand for: code · scale in float32, which may be rounded to bfloat16; or
+// bfloat16 that is lossless.
 //
 // 32 neighbours are made at a time: they share a scale in every format. What a format is made of is in
 // its `Codes32`. Rows are divided among the threads.
@@ -169,9 +170,33 @@ void expand_rows(const Matrix& rows, T* out, int threads) {
   }
 }
 
+inline void widen_all(const uint16_t* from, int count, uint16_t* to) { std::copy(from, from + count, to); }
+inline void widen_all(const uint16_t* from, int count, float* to) {
+#pragma omp simd
+  for (int i = 0; i < count; i++) to[i] = widen(from[i]);
+}
+
+template <typename T>
+void expand_lossless(const Matrix& rows, T* out, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t r = 0; r < rows.rows; r++) {
+    const Lossless row(rows, r);
+    const Lossless::Known known = row.exponents();
+    alignas(64) uint16_t values[kWindow];
+    int other = 0;
+    for (int start = 0; start < rows.width; start += kWindow) {
+      row.take_apart(start / kWindow, values, known);
+      other = row.put_others(start / kWindow, other, values);
+      widen_all(values, std::min(kWindow, rows.width - start), out + r * rows.width + start);
+    }
+  }
+}
+
 template <typename T>
 void expand(const Matrix& rows, T* out, int threads) {
   switch (rows.format) {
+    case kLossless:
+      return expand_lossless(rows, out, threads);
     case kInt8:
       return expand_rows<kInt8>(rows, out, threads);
     case kInt4:

@@ -16,8 +16,8 @@ namespace moesaic {
 constexpr int kGroup = 64;   // neighbours that share a scale, in weights and in activations
 constexpr int kBlock = 128;  // neighbours of a row that share a scale in 8-bit floats
 
-enum Format : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3, kFloat8 = 4 };
-constexpr int kFormats = 5;
+enum Format : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3, kFloat8 = 4, kLossless = 5 };
+constexpr int kFormats = 6;
 
 // A weight as it lies in memory. Integers are as compressed-tensors stores them: half the number of
 // codes is added to each, so that none is negative, and of two codes in a byte the first is in the
@@ -25,6 +25,7 @@ constexpr int kFormats = 5;
 struct Matrix {
   const uint8_t* values;
   const uint16_t* scales;  // bfloat16, one per group; of 8-bit floats float32, one per block; or null
+  const uint32_t* others;  // see lossless.h, where scales are the heads of rows; else null
   int64_t stride;          // bytes from a row to the next
   int64_t rows;            // 0 where a layer has no such weight
   int32_t width;
@@ -88,7 +89,7 @@ struct Activation {
   void prepare(int32_t width, int32_t format) {
     int64_t room = padded(width);
     std::fill(values + width, values + room, 0.0f);
-    if (format == kBFloat16 || format == kFloat8) {
+    if (format == kBFloat16 || format == kFloat8 || format == kLossless) {
       for (int64_t i = 0; i < room; i++) halves[i] = narrow(values[i]);
     } else if (format != kFloat32) {
       for (int64_t group = 0; group < room / kGroup; group++) quantise(group, format == kInt4);
