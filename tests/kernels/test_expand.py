@@ -13,7 +13,8 @@ from moesaic.kernels.native.build import library
 from moesaic.kernels.native.expand import expand
 from moesaic.kernels.native.pack import Kind, Rows
 
-KINDS: list[Kind] = ["int8", "int4", "float8"]
+SCALED: list[Kind] = ["int8", "int4", "float8"]
+KINDS: list[Kind] = [*SCALED, "lossless"]
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [(1, 1), (3, 31), (5, 33), (2, 64), (4, 127), (3, 130), (7, 320), (0, 64), (40, 201)]
 
@@ -27,8 +28,12 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 def random_rows(n: int, width: int, kind: Kind, generator: torch.Generator) -> Rows:
-    """Any codes, with scales of all sizes."""
+    """Any codes, with scales of all sizes; or floats, some of them of another size."""
     rows = Rows.empty(n, width, kind)
+    if kind == "lossless":
+        weight = torch.randn(n, width, generator=generator)
+        rows.put_(weight.scatter(1, torch.randint(0, width, (n, 3), generator=generator), 1e30))
+        return rows
     rows.values.random_(0, 256, generator=generator)
     assert rows.scales is not None
     scales = torch.randn(rows.scales.shape, generator=generator)
@@ -66,7 +71,7 @@ def test_every_kind_of_rows_has_values(kind: Kind, generator: torch.Generator):
         assert_same(expand(rows, torch.empty(6, 70, dtype=dtype)), rows.floats().to(dtype))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCALED)
 @pytest.mark.parametrize("exponent", [-149, -140, -133, -127, -126, -118, -101, -99, 120, 127])
 def test_the_smallest_and_the_largest_numbers_are_rounded_like_any(
     kind: Kind, exponent: int, generator: torch.Generator
@@ -78,7 +83,7 @@ def test_the_smallest_and_the_largest_numbers_are_rounded_like_any(
         assert_same(expand(rows, torch.empty(4, 256, dtype=dtype)), rows.floats().to(dtype))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCALED)
 @pytest.mark.parametrize("scale", [0.0, float("inf"), float("nan")])
 def test_scales_that_are_no_numbers_stay_none(kind: Kind, scale: float, generator: torch.Generator):
     rows = random_rows(2, 100, kind, generator)
