@@ -167,8 +167,8 @@ class TorchDecoder:
 class CpuDecoder:
     """On a CPU: few tokens through the compiled form, many through `TorchDecoder`.
 
-    Where weights are codes, the compiled form takes prompts as well: torch would make floats of all
-    of them in every pass.
+    Integers that the compiled form makes of a model's floats are its own: it takes prompts as well,
+    so that all tokens meet the same weights.
     """
 
     def __init__(
@@ -185,8 +185,8 @@ class CpuDecoder:
         """
         self.model, self.pool = model, pool
         self._native = NativeDecoder(model, pool, form, load)
-        has_floats = form == "weights" and not holds_codes(model)
-        self._many = TorchDecoder(model, pool, load) if has_floats else None
+        is_shared = form == "weights" or holds_codes(model)
+        self._many = TorchDecoder(model, pool, load) if is_shared else None
 
     def feed(self, fed: Sequence[Fed]) -> list[Found]:
         """See `Decoder`."""
