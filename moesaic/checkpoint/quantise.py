@@ -1,6 +1,6 @@
 """Write a checkpoint again with its linear layers in fewer bits, one tensor in memory at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -106,7 +106,7 @@ def ignored(source: Reader, group: int) -> tuple[str, ...]:
         widths = sorted({spec.shape[1] for spec in linear})
         raise CheckpointError(
             f"no layer of {source.folder} has rows of whole groups of {group}: they have "
-            f"{', '.join(map(str, widths))} weights; choose a smaller group, or fp8"
+            f"{', '.join(map(str, widths))} weights; give {_other_forms(widths)}"
         )
     _check_experts(source, group)
     by_width = (spec for spec in linear if spec.shape[1] % group)
@@ -124,8 +124,14 @@ def _check_experts(source: Reader, group: int) -> None:
         raise CheckpointError(
             f"experts of {source.folder} have rows of {' and '.join(map(str, widths))} weights, "
             f"not all of whole groups of {group}, and vLLM and transformers read the projections "
-            "of an expert in one form only; choose a smaller group, or fp8"
+            f"of an expert in one form only; give {_other_forms(widths)}"
         )
+
+
+def _other_forms(widths: Iterable[int]) -> str:
+    """Options for rows of these widths."""
+    fitting = (group for group in (64, 32) if all(width % group == 0 for width in widths))
+    return " or ".join([*(f"--set group={group}" for group in fitting), "--bits fp8"])
 
 
 def _pending(

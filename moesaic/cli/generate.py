@@ -71,6 +71,7 @@ def generate(
     from moesaic.data.tokenizer import Tokenizer
     from moesaic.infer.held import cache_of
     from moesaic.infer.load import load_held
+    from moesaic.model.build import torch_device
 
     given = [f"max_new_tokens={max_new_tokens}", f"temperature={temperature}", f"seed={seed}"]
     given += [] if memory is None else [f"memory={memory}"]
@@ -78,7 +79,8 @@ def generate(
     text = _read_prompt() if prompt == "-" else prompt
     tokenizer = Tokenizer.load(folder)
     grammar = _grammar(folder, tokenizer, schema, config)
-    model = load_held(folder, config.dtype, config.device, config.form, config.memory)
+    device = torch_device(config.device)
+    model = load_held(folder, config.dtype, device, config.form, config.memory)
     drawn = config.model_dump(include=set(GenerateConfig.model_fields))
     show = _print_json if as_json else _print_text
     further = {"structured_outputs": grammar, "speculate": config.speculate}

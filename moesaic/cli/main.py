@@ -1,5 +1,6 @@
 """``moesaic``: the app, its commands, and what a mistake looks like on a terminal."""
 
+import re
 import sys
 from importlib import import_module
 from inspect import getdoc
@@ -111,8 +112,26 @@ def main() -> None:
         _stop(error.format_message(), error.exit_code)
     except MoesaicError as error:
         _stop(str(error), 1 if isinstance(error, TrainingError) else 2)
+    except (MemoryError, RuntimeError) as error:
+        _stop(_too_little_memory(error), 1)
     else:
         sys.exit(status)
+
+
+def _too_little_memory(error: Exception) -> str:
+    """What to do about memory that torch or Python did not get.
+
+    Raises:
+        Exception: this one, if it is another.
+    """
+    asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+    if asked is None and not isinstance(error, MemoryError):
+        raise error
+    return (
+        f"the memory does not suffice{f' for {asked[1]} more' if asked else ''}; ask for less at "
+        "once (shorter rows, context or cache_tokens), or hold weights in fewer bits; moesaic plan "
+        "says what a model needs"
+    )
 
 
 def _stop(message: str, status: int) -> NoReturn:

@@ -67,11 +67,12 @@ def serve(
     beside = _named(shards or [])
     try:
         from moesaic.serve.load import load_served
-        from moesaic.serve.run import Server
+        from moesaic.serve.run import Server, open_port
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"serving needs {error.name}; install it with: pip install 'moesaic[serve]'"
         ) from None
+    open_port(host, port).close()  # what is wrong with it is told before the model is loaded
     served = load_served(folder, config, beside)
     try:
         server = Server(served, host, port)

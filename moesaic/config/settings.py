@@ -88,8 +88,15 @@ def _sentence(cls: type[Settings], key: str, problems: list[Any]) -> str:
     if kind in ("literal_error", "enum"):
         hint = suggest(str(value), context["expected"].split("'")[1::2])
         return f"{key}={value!r} is not one of {context['expected']}{hint}"
-    rules = [problem["msg"].removeprefix("Input should be ") for problem in problems]
+    rules = [_rule(problem) for problem in problems]
     return f"{key}={value!r} is not allowed; it should be {' or '.join(dict.fromkeys(rules))}"
+
+
+def _rule(problem: Any) -> str:
+    """What a value should be."""
+    if problem["type"] == "tuple_type":
+        return """a list, as ["a", "b"] (within single quotes where a shell reads it)"""
+    return problem["msg"].removeprefix("Input should be ")
 
 
 def _fields_at(cls: type[Settings], path: Sequence[str | int]) -> list[str]:

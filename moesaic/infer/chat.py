@@ -23,7 +23,7 @@ from moesaic.infer.sample import sample
 from moesaic.infer.sequence import Sequence as Running
 from moesaic.infer.steps import Batch
 from moesaic.infer.text import Written
-from moesaic.model.build import torch_dtype
+from moesaic.model.build import torch_device, torch_dtype
 
 _CHUNK = 256
 """Tokens that are read between two looks at whether to stop."""
@@ -67,6 +67,7 @@ class Conversation:
 
         Raises:
             CheckpointError: if the folder is incomplete or damaged.
+            ConfigError: if there is no such device.
             DataError: if it has no tokenizer, or neither it nor the settings name a template.
         """
         tokenizer = Tokenizer.load(folder)
@@ -76,10 +77,11 @@ class Conversation:
                 f"{folder}: the tokenizer has no chat template; choose how a conversation is "
                 f"written with --set chat_template={names}"
             )
-        model = load_held(folder, config.dtype, config.device, config.form, config.memory)
+        device = torch_device(config.device)
+        model = load_held(folder, config.dtype, device, config.form, config.memory)
         n_positions = min(config.context, model.config.max_position_embeddings)
         dtype = torch_dtype(config.dtype)
-        pool = BlockPool(model.config, -(-n_positions // BLOCK), dtype=dtype, device=config.device)
+        pool = BlockPool(model.config, -(-n_positions // BLOCK), dtype=dtype, device=device)
         template = ChatTemplate.of(tokenizer, config.chat_template)
         return cls(build_decoder(model, pool, config.form), template, config)
 

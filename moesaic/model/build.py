@@ -36,6 +36,19 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def torch_device(device: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ConfigError: if there is none here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(f"device={str(device)!r} is not here ({reason}); give cpu") from None
+
+
 def empty_model(
     config: ModelConfig,
     dtype: str | torch.dtype = "float32",
@@ -44,9 +57,13 @@ def empty_model(
     compute_dtype: str | torch.dtype | None = None,
     recompute: bool = False,
 ) -> Transformer:
-    """A model whose weights have no values yet. See `Transformer` for the arguments."""
+    """A model whose weights have no values yet. See `Transformer` for the arguments.
+
+    Raises:
+        ConfigError: if there is no such device or dtype.
+    """
     compute = None if compute_dtype is None else torch_dtype(compute_dtype)
-    with torch.device(device), _default_dtype(torch_dtype(dtype)):
+    with torch_device(device), _default_dtype(torch_dtype(dtype)):
         return Transformer(config, residency, compute, recompute)
 
 

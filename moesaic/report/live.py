@@ -110,9 +110,10 @@ class Server(ThreadingHTTPServer):
         self._watched, self._every_s = watched, every_s
         try:
             super().__init__((HOST, port), _Handler)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise RequestError(
-                f"port {port} cannot be used ({error.strerror}); give another with --port, or 0 "
+                f"port {port} cannot be used ({reason}); give another with --port, or 0 "
                 "for a free one"
             ) from None
 

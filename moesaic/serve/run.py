@@ -1,5 +1,7 @@
 """`Server`: a model behind HTTP, until it is stopped."""
 
+import socket
+
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -7,6 +9,26 @@ from moesaic.errors import RequestError
 from moesaic.serve.app import make_app
 from moesaic.serve.connection import telling_of_requests, watched
 from moesaic.serve.served import Served
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A port, at which nobody listens yet.
+
+    Raises:
+        RequestError: if it is taken, or none of this machine.
+    """
+    opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((host, port))
+    except (OSError, OverflowError) as error:
+        opened.close()
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(
+            f"port {port} of {host} cannot be had ({reason}); give another with --port, or 0 for "
+            "any, and with --host an address of this machine"
+        ) from None
+    return opened
 
 
 class Server:
@@ -32,12 +54,7 @@ class Server:
             timeout_graceful_shutdown=max(1, round(closing_s)),
         )
         self._server = uvicorn.Server(settings)
-        try:
-            self._socket = settings.bind_socket()
-        except SystemExit:
-            raise RequestError(
-                f"port {port} of {host} cannot be had; give another with --port, or 0 for any"
-            ) from None
+        self._socket = open_port(host, port)
         self._socket.listen(settings.backlog)  # who comes before `run` waits
         bound, number = self._socket.getsockname()[:2]
         self.address = f"http://{f'[{bound}]' if ':' in bound else bound}:{number}"

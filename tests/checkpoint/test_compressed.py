@@ -131,19 +131,28 @@ def test_quantising_what_was_quantised_is_refused(fresh: Fresh) -> None:
         quantised(folder, "4", "again")
 
 
-def test_experts_that_would_be_packed_in_part_are_refused(fresh: Fresh) -> None:
-    base = fresh("v3", **{**WIDE, "moe_intermediate_size": 48})
+@pytest.mark.parametrize(
+    ("inner", "group", "instead"),
+    [(48, 32, "--bits fp8"), (96, 64, "--set group=32 or --bits fp8")],
+)
+def test_experts_that_would_be_packed_in_part_are_refused(
+    fresh: Fresh, inner: int, group: int, instead: str
+) -> None:
+    base = fresh("v3", **{**WIDE, "moe_intermediate_size": inner})
+    widths = " and ".join(map(str, sorted((inner, 64))))
     message = (
-        r"experts of .* have rows of 48 and 64 weights, not all of whole groups of 32, and vLLM"
+        f"experts of .* have rows of {widths} weights, not all of whole groups of {group}, and "
+        f"vLLM .*; give {instead}$"
     )
     with pytest.raises(CheckpointError, match=message):
-        quantised(base, "4")
+        quantised(base, "4", group=group)
     assert sorted(path.name for path in base.parent.iterdir()) == ["base"]
 
 
 def test_a_model_without_whole_groups_is_refused(fresh: Fresh) -> None:
     base = fresh("v2")
-    with pytest.raises(CheckpointError, match=r"no layer of .* has rows of whole groups of 128"):
+    message = r"no layer of .* has rows of whole groups of 128.*; give --bits fp8$"
+    with pytest.raises(CheckpointError, match=message):
         quantised(base, "4", group=128)
     assert sorted(path.name for path in base.parent.iterdir()) == ["base"]
 

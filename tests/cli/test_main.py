@@ -85,6 +85,38 @@ def test_a_failed_run_is_exit_1_and_a_wrong_file_exit_2(
     assert capsys.readouterr().err == f"moesaic: {error}\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "amount"),
+    [
+        (MemoryError(), ""),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0"), " for 2.50 GiB"),
+        (RuntimeError("can't allocate memory: you tried to allocate 9 bytes."), " for 9 bytes"),
+    ],
+)
+def test_too_little_memory_is_one_message_with_what_to_do(
+    error: Exception, amount: str, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(command_line, "app", fail)
+    assert run(monkeypatch, "anything") == 1
+    more = amount and f"{amount} more"
+    told = capsys.readouterr().err
+    assert told.startswith(f"moesaic: the memory does not suffice{more}; ask for less at once")
+    assert told.count("\n") == 1
+
+
+def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def fail(**_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(sys, "argv", ["moesaic", "anything"])
+    monkeypatch.setattr(command_line, "app", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main()
+
+
 def test_an_interrupted_command_is_exit_130(monkeypatch: pytest.MonkeyPatch):
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt

@@ -110,7 +110,8 @@ def test_a_choice_names_its_values_and_the_nearest():
 
 def test_a_setting_of_several_types_is_named_as_it_is_written():
     assert message(ids="x") == (
-        "run.toml: ids='x' is not allowed; it should be a valid integer or a valid tuple"
+        "run.toml: ids='x' is not allowed; it should be a valid integer or a list, as "
+        '["a", "b"] (within single quotes where a shell reads it)'
     )
     assert message(ids=(1, "x")) == (
         "run.toml: ids.1='x' is not allowed; it should be a valid integer"

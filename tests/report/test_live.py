@@ -101,3 +101,8 @@ def test_a_port_that_is_taken_is_refused(folder: Path):
         taken.listen()
         with pytest.raises(RequestError, match=r"cannot be used .*; give another with --port"):
             Server(Watched([folder / "one"], "one"), taken.getsockname()[1])
+
+
+def test_a_port_that_cannot_be_is_refused(folder: Path):
+    with pytest.raises(RequestError, match=r"port 70000 cannot be used .*0-65535.*; give another"):
+        Server(Watched([folder / "one"], "one"), 70000)

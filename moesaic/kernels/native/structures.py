@@ -75,7 +75,7 @@ def native_library() -> ctypes.CDLL:
     """
     found = library()
     if isinstance(found, str):
-        raise RequestError(f"there is no compiled decoder here: {found}")
+        raise RequestError(f"there is no compiled decoder here: {found}; leave form out")
     found.moesaic_most_tokens.restype = ctypes.c_int64
     found.moesaic_pass.restype = ctypes.c_int32
     for name, structure in (("layer", Layer), ("model", Model), ("pass", Pass)):
