@@ -242,7 +242,7 @@ inline void dot_all(const Matrix& weight, int64_t index, int rows, const Activat
 
 // Ask for what four rows of a weight take, some way on from where rows are read now but before row
 // `end`: the processor foresees single rows, not four at a time.
-inline void fetch_ahead(const Matrix& weight, int64_t index, int64_t end) {
+MOESAIC_INLINE void fetch_ahead(const Matrix& weight, int64_t index, int64_t end) {
 #ifdef MOESAIC_AVX512
   if (weight.format == kLossless) return;  // its rows do so while they are read
   constexpr int64_t kAhead = 6144, kLine = 64;
@@ -258,13 +258,16 @@ inline void add_rows(const Matrix& weight, int64_t first, int count, const float
 #ifdef MOESAIC_AVX512
   for (; weight.format == kLossless && c + kWindow <= weight.width; c += kWindow)
     add_window(weight, first, count, c / kWindow, factors, out + c);
-  constexpr int kWide = 8;  // vectors of sums that stay in registers
+  constexpr int kWide = 8;         // vectors of sums that stay in registers
+  constexpr int64_t kLater = 12;  // rows on, that are asked for: parts of rows do not follow each other
   for (; weight.format == kBFloat16 && c + 16 * kWide <= weight.width; c += 16 * kWide) {
     __m512 sums[kWide];
 MOESAIC_UNROLL
     for (int v = 0; v < kWide; v++) sums[v] = _mm512_loadu_ps(out + c + 16 * v);
     for (int n = 0; n < count; n++) {
       const uint16_t* row = reinterpret_cast<const uint16_t*>(weight.row(first + n)) + c;
+      for (int line = 0; line < 4; line++)
+        _mm_prefetch(reinterpret_cast<const char*>(row) + kLater * weight.stride + 64 * line, _MM_HINT_T0);
       const __m512 factor = _mm512_set1_ps(factors[n]);
 MOESAIC_UNROLL
       for (int v = 0; v < kWide; v++) {

@@ -69,27 +69,30 @@ struct Lossless {
     return _mm512_slli_epi16(_mm512_maskz_mov_epi16(among, found), 7);
   }
 
-  // Part P of a window, or of half a one; what are others is 0.
-  template <int P>
-  static __m512i part(const uint8_t* window, Known exponents) {
-    return values<P>(_mm512_loadu_si512(window), window + (P < 2 ? 64 : 128), exponents);
+  // The four parts of a window, or the two of half a one; what are others is 0.
+  static void take(const uint8_t* window, Known exponents, __m512i (&parts)[4]) {
+    const __m512i codes = line(window), first = line(window + 64), second = line(window + 128);
+    parts[0] = low(codes, first, exponents);
+    parts[1] = high(_mm512_srli_epi16(codes, 4), first, exponents);
+    parts[2] = low(_mm512_srli_epi16(codes, 8), second, exponents);
+    parts[3] = high(_mm512_srli_epi16(codes, 12), second, exponents);
   }
-  template <int P>
-  static __m512i part_of_half(const uint8_t* half, Known exponents) {
-    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half + 64));
-    return values<P>(_mm512_cvtepu8_epi16(codes), half, exponents);
+  static void take_half(const uint8_t* half, Known exponents, __m512i (&parts)[2]) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half + 64));
+    const __m512i codes = _mm512_cvtepu8_epi16(pairs), bytes = line(half);
+    parts[0] = low(codes, bytes, exponents);
+    parts[1] = high(_mm512_srli_epi16(codes, 4), bytes, exponents);
   }
 
   void take_apart(int64_t index, uint16_t* to, Known exponents) const {
-    const uint8_t* from = window(index);
     if (index == windows(width)) {
-      _mm512_storeu_si512(to, part_of_half<0>(from, exponents));
-      _mm512_storeu_si512(to + kPart, part_of_half<1>(from, exponents));
+      __m512i parts[2];
+      take_half(window(index), exponents, parts);
+      for (int i = 0; i < 2; i++) _mm512_storeu_si512(to + i * kPart, parts[i]);
     } else {
-      _mm512_storeu_si512(to, part<0>(from, exponents));
-      _mm512_storeu_si512(to + kPart, part<1>(from, exponents));
-      _mm512_storeu_si512(to + 2 * kPart, part<2>(from, exponents));
-      _mm512_storeu_si512(to + 3 * kPart, part<3>(from, exponents));
+      __m512i parts[4];
+      take(window(index), exponents, parts);
+      for (int i = 0; i < 4; i++) _mm512_storeu_si512(to + i * kPart, parts[i]);
     }
   }
 #else
@@ -193,12 +196,22 @@ struct Lossless {
   }
 
 #ifdef MOESAIC_AVX512
-  template <int P>
-  static __m512i values(__m512i codes, const uint8_t* line, Known exponents) {
-    const __m512i bytes = _mm512_loadu_si512(line);
-    const __m512i found = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * P), exponents);
-    const __m512i mantissa = P % 2 ? _mm512_srli_epi16(bytes, 8) : bytes;
-    const __m512i sign = P % 2 ? bytes : _mm512_slli_epi16(bytes, 8);
+  // Loaded once: compilers load a line anew for every instruction that can, and a line that is still on
+  // its way is waited for as often.
+  static __m512i line(const uint8_t* from) {
+    __m512i found = _mm512_loadu_si512(from);
+    asm("" : "+v"(found));
+    return found;
+  }
+  // Values whose sign and mantissa are the low, or the high, bytes of lanes.
+  static __m512i low(__m512i codes, __m512i bytes, Known exponents) {
+    return joined(codes, bytes, _mm512_slli_epi16(bytes, 8), exponents);
+  }
+  static __m512i high(__m512i codes, __m512i bytes, Known exponents) {
+    return joined(codes, _mm512_srli_epi16(bytes, 8), bytes, exponents);
+  }
+  static __m512i joined(__m512i codes, __m512i mantissa, __m512i sign, Known exponents) {
+    const __m512i found = _mm512_permutexvar_epi16(codes, exponents);
     const __m512i either = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7f), mantissa, found, 0xca);
     return _mm512_ternarylogic_epi32(either, sign, _mm512_set1_epi16(short(0x8000)), 0xf8);
   }
