@@ -112,6 +112,8 @@ def main() -> None:
         _stop(error.format_message(), error.exit_code)
     except MoesaicError as error:
         _stop(str(error), 1 if isinstance(error, TrainingError) else 2)
+    except OSError as error:
+        _stop(f"a file or the output cannot be read or written: {error}", 1)
     except (MemoryError, RuntimeError) as error:
         _stop(_too_little_memory(error), 1)
     else:

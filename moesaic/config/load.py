@@ -56,7 +56,8 @@ def _apply(data: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"--set {change}: not a setting and its value; write it as a.b=value")
+        name = key.strip() if all(parts) else "a.b"
+        raise ConfigError(f"--set {change}: not a setting and its value; write it as {name}=VALUE")
     place: Any = data
     for depth, part in enumerate(parts[:-1]):
         before = ".".join(parts[: depth + 1])

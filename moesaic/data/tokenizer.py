@@ -148,9 +148,17 @@ class Tokenizer:
             text: any text.
             special: whether names of special tokens in the text become those tokens; only for
                 text from a chat template, never for documents.
+
+        Raises:
+            DataError: if the text has no form in UTF-8.
         """
         engine = self._parsing_engine if special else self._engine
-        return engine.encode(text, add_special_tokens=False).ids
+        try:
+            return engine.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise DataError(
+                "a text has half of a surrogate pair, which is no character; give it in UTF-8"
+            ) from None
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """`encode` of many texts at once: several times faster than one by one."""

@@ -20,7 +20,7 @@ from moesaic.eval.samples import Question, Sample, SampleFile, locked, read_samp
 from moesaic.eval.summary import compare, summarise
 from moesaic.eval.task import Task
 from moesaic.eval.tasks.perplexity import PerplexityTask
-from moesaic.eval.tasks.registry import find_task
+from moesaic.eval.tasks.registry import check_name, find_task
 from moesaic.runlog import hardware, versions
 
 BASE = "base"
@@ -248,6 +248,7 @@ def _find(name: str, data: Path | str | None, config: EvalConfig) -> Task:
     name, _, own = name.partition("=")
     place = own or data
     if place is None:
+        check_name(name)
         raise ConfigError(
             f"{name} needs data; give the folder with its files as data, or write {name}=FILE"
         )

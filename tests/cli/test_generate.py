@@ -129,6 +129,7 @@ def test_interrupting_ends_the_line_and_exits_with_130(
         (("one", "--temperature", "-1"), "temperature=-1.0"),
         (("one", "--max-new-tokens", "9000"), "max_position_embeddings=8192"),
         (("one", "--set", "dtype=float31"), "dtype='float31'"),
+        (("\udcff",), "half of a surrogate pair, which is no character; give it in UTF-8"),
         (("one", "--set", "device=gpu"), "device='gpu' is not here"),
         (("one", "--set", "device=cuda:99"), "; give cpu"),
         (

@@ -107,6 +107,18 @@ def test_too_little_memory_is_one_message_with_what_to_do(
     assert told.count("\n") == 1
 
 
+def test_a_full_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys):
+    def fail(**_: object) -> None:
+        raise OSError(28, "No space left on device", "model/x.safetensors")
+
+    monkeypatch.setattr(command_line, "app", fail)
+    assert run(monkeypatch, "anything") == 1
+    assert capsys.readouterr().err == (
+        "moesaic: a file or the output cannot be read or written: [Errno 28] No space left on "
+        "device: 'model/x.safetensors'\n"
+    )
+
+
 def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
     def fail(**_: object) -> None:
         raise RuntimeError("shapes differ")

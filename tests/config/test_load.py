@@ -92,7 +92,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(run_file: Path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("steps", "--set steps: not a setting and its value; write it as a.b=value"),
+        ("steps", "--set steps: not a setting and its value; write it as steps=VALUE"),
         ("=5", "--set =5: not a setting and its value"),
         ("a..b=5", "--set a..b=5: not a setting and its value"),
         ("steps.more=5", "steps is 10 and has no settings inside; write steps=… to replace it"),

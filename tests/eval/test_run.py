@@ -87,6 +87,8 @@ def test_a_wrong_request_says_what_to_do(
 def test_a_named_task_needs_data_and_an_engine_has_its_settings(
     engine: Counted, folder: Path
 ) -> None:
+    with pytest.raises(ConfigError, match="'hellaswagg' is no task; did you mean 'hellaswag'"):
+        evaluate(folder, ["hellaswagg"])
     with pytest.raises(ConfigError, match="hellaswag needs data; give the folder with its files"):
         evaluate(folder, ["hellaswag"])
     with pytest.raises(ConfigError, match="limit: an engine has its own settings"):

@@ -1,6 +1,5 @@
 """The client of the OpenAI API gets from the server what the model gives."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic, sleep
@@ -232,28 +231,6 @@ def test_what_changes_nothing_may_be_said(client: openai.OpenAI):
 def test_an_unknown_model_is_not_found(client: openai.OpenAI):
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt' here; ask for 'tiny'"):
         client.completions.create(model="gpt", prompt="a")
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b"{", "the body is not JSON"),
-        (b"\xff", "the body is not JSON"),
-        (b"[" * 10_000, "the body is not JSON"),
-        (b"[1]", "the body is a list; send a JSON object"),
-    ],
-)
-def test_a_malformed_body_is_refused(plain: httpx.Client, body: bytes, message: str):
-    answer = plain.post("/v1/completions", content=body)
-    assert answer.status_code == 400
-    assert message in answer.json()["error"]["message"]
-
-
-def test_an_oversized_body_is_refused(plain: httpx.Client):
-    body = json.dumps({"model": NAME, "prompt": "a" * 20_000})
-    answer = plain.post("/v1/completions", content=body)
-    assert answer.status_code == 413
-    assert "more than 20000 bytes" in answer.json()["error"]["message"]
 
 
 def test_a_wrong_path_has_an_error_in_the_same_form(plain: httpx.Client):

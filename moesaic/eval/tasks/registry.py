@@ -47,14 +47,23 @@ def find_task(
         ConfigError: if there is no such task, or a number is out of range.
         DataError: if its data is not there or not readable.
     """
+    check_name(name)
     options = Options(data, limit, shots, seed, allow_code)
     for module in _MODULES:
         if name in module.TASKS:
             return module.find_task(name, options)
-    if name in mmlu.SUBJECT_TASKS:
-        return mmlu.find_task(name, options)
+    return mmlu.find_task(name, options)
+
+
+def check_name(name: str) -> None:
+    """See that there is such a task.
+
+    Raises:
+        ConfigError: if not; the message lists all.
+    """
     known = (*TASKS, *mmlu.SUBJECT_TASKS)
-    raise ConfigError(
-        f"{name!r} is no task{suggest(name, known)}; there are: {', '.join(TASKS)}, and the "
-        "subjects of mmlu, as mmlu_anatomy"
-    )
+    if name not in known:
+        raise ConfigError(
+            f"{name!r} is no task{suggest(name, known)}; there are: {', '.join(TASKS)}, and the "
+            "subjects of mmlu, as mmlu_anatomy"
+        )
