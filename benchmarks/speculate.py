@@ -43,10 +43,22 @@ FORMS = (CALL_BY_CALL, COMPILED)
 AT_ONCE = (1, 4, 16)
 """Texts that an engine is asked for."""
 TEMPERATURES = (0.0, 1.0)
-MODELS: dict[int, list[str]] = {4: [], 16: ["model.num_hidden_layers=16", "batch.rows=8"]}
+_DECAY = 'start=3e-3, changes=[{at="50%", until="100%", to=0.0, shape="cosine"}]'
+_TO_THE_MODULE = 'start=0.3, changes=[{at="50%", to=1.0}]'
+MODELS: dict[int, list[str]] = {
+    4: [],
+    16: [
+        *("model.num_hidden_layers=16", "batch.rows=8", "steps=1000"),
+        f"schedule.learning_rate={{{_DECAY}}}",
+        f"mtp_weight={{{_TO_THE_MODULE}}}",
+    ],
+}
 """By their layers: what the run file of the demo's model is changed to."""
 _BEGINNING = 48
 """Tokens of each prompt."""
+_CORPORA = ("english", "shakespeare")
+"""Where prompts are from: what small models repeat greedily differs between them, and so does how
+often drafts are right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class Effort:
     """None leaves the number of the recipe."""
 
 
-FULL = Effort(prompts=6, tokens=80, rounds=3, train_steps=None)
+FULL = Effort(prompts=12, tokens=80, rounds=3, train_steps=None)
 QUICK = Effort(prompts=2, tokens=24, rounds=2, train_steps=2)
 
 
@@ -163,9 +175,14 @@ def trained(layers: int, work: Path, effort: Effort) -> Path:
 
 
 def beginnings(tokenizer: Tokenizer, n: int) -> Tensor:
-    """Held-out beginnings of the corpus that the model was trained on, int64 [n, tokens]."""
-    ids = [token for text in corpus.read("english", "held_out") for token in tokenizer.encode(text)]
-    return torch.tensor(ids[: n * _BEGINNING]).view(n, _BEGINNING)
+    """Held-out beginnings, of one corpus that the model was trained on and of the other in turn,
+    int64 [n, tokens]."""
+    corpora = []
+    for domain in _CORPORA:
+        texts = corpus.read(domain, "held_out")
+        ids = [token for text in texts for token in tokenizer.encode(text)]
+        corpora.append(torch.tensor(ids[: n * _BEGINNING]).view(n, _BEGINNING))
+    return torch.stack(corpora, dim=1).flatten(0, 1)[:n]
 
 
 def compare(
