@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from moesaic.errors import RequestError
 from moesaic.infer.blocks import BlockPool, Held, PagedCache
 from moesaic.infer.expert_load import ExpertLoad
-from moesaic.infer.held import holds_codes
+from moesaic.infer.held import held_codes
 from moesaic.infer.native import NativeDecoder
 from moesaic.infer.prompts import PromptBatch
 from moesaic.infer.recorded import Passes, can_be_recorded
-from moesaic.kernels.native.pack import Form
+from moesaic.kernels.native.pack import BITS, Form
 from moesaic.model.trace import RoutingTrace
 from moesaic.model.transformer import Transformer
 
@@ -30,6 +30,8 @@ _CHUNK = 1024
 """Tokens of a prompt that are fed at a time: what a pass needs besides the cache stays bounded."""
 _FEW = 128
 """Up to this many tokens the compiled form is faster than matmuls."""
+_FEW_OF_INTEGERS = {torch.bfloat16: 256, torch.float32: 512}
+"""The same of weights held as integers."""
 _FEW_RECORDED = 32
 """Up to this many tokens a GPU waits for its host, pass after pass."""
 
@@ -165,11 +167,8 @@ class TorchDecoder:
 
 
 class CpuDecoder:
-    """On a CPU: few tokens through the compiled form, many through `TorchDecoder`.
-
-    Integers that the compiled form makes of a model's floats are its own: it takes prompts as well,
-    so that all tokens meet the same weights.
-    """
+    """On a CPU: few tokens through the compiled form, many through `TorchDecoder`, unless they are
+    to meet integers that the compiled form alone has made."""
 
     def __init__(
         self,
@@ -185,12 +184,13 @@ class CpuDecoder:
         """
         self.model, self.pool = model, pool
         self._native = NativeDecoder(model, pool, form, load)
-        is_shared = form == "weights" or holds_codes(model)
-        self._many = TorchDecoder(model, pool, load) if is_shared else None
+        codes, dtype = held_codes(model), model.model.embed_tokens.weight.dtype
+        self._many = TorchDecoder(model, pool, load) if codes or form == "weights" else None
+        self._few = _FEW_OF_INTEGERS[dtype] if codes & BITS.keys() else _FEW
 
     def feed(self, fed: Sequence[Fed]) -> list[Found]:
         """See `Decoder`."""
-        if self._many is not None and sum(len(one.ids) for one in fed) > _FEW:
+        if self._many is not None and sum(len(one.ids) for one in fed) > self._few:
             return self._many.feed(fed)
         make_rooms(fed)
         ids = [token for one in fed for token in one.ids]
@@ -207,7 +207,7 @@ class CpuDecoder:
     @torch.inference_mode()
     def draft(self, known: Sequence[Known]) -> Tensor:
         """See `Decoder`."""
-        if self._many is not None and sum(len(one.ids) for one in known) > _FEW:
+        if self._many is not None and sum(len(one.ids) for one in known) > self._few:
             return self._many.draft(known)
         previous_TD = torch.cat([one.hidden_TD for one in known])
         ids = [token for one in known for token in one.ids]

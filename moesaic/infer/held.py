@@ -19,7 +19,7 @@ from moesaic.kernels.layout import SortedLayout
 from moesaic.kernels.matmul import linear
 from moesaic.kernels.native import panels
 from moesaic.kernels.native.expand import expand
-from moesaic.kernels.native.pack import Rows
+from moesaic.kernels.native.pack import Kind, Rows
 from moesaic.model.routing import Routing
 from moesaic.model.transformer import Transformer
 
@@ -174,13 +174,13 @@ def bringer_of(model: Transformer) -> ExpertCache | ExpertsBeside | None:
     return None
 
 
-def holds_codes(model: Transformer) -> bool:
-    """Whether some weights are held as codes."""
+def held_codes(model: Transformer) -> set[Kind]:
+    """Of which kinds the codes are that some weights are held as."""
     parts = [each.rows for each in model.modules() if isinstance(each, HeldLinear)]
     for moe in model.moe_layers().values():
         if isinstance(experts := moe.experts, HeldExperts):
             parts += [experts.rows_in, experts.rows_out]
-    return any(not rows.values.is_floating_point() for rows in parts)
+    return {rows.kind for rows in parts if not rows.values.is_floating_point()}
 
 
 def _floats(rows: Rows, dtype: torch.dtype) -> Tensor:

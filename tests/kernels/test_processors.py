@@ -14,8 +14,11 @@ PROCESSORS = {
     "-march=x86-64-v4 -mavx512vnni": {"avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
 }
 TESTS = (
-    *(f"tests/kernels/test_{name}.py" for name in ("lossless", "products", "rows", "rows_sizes")),
-    *(f"tests/infer/test_{name}.py" for name in ("native", "native_sizes", "stored")),
+    *(
+        f"tests/kernels/test_{name}.py"
+        for name in ("expand", "lossless", "products", "rows", "rows_sizes")
+    ),
+    *(f"tests/infer/test_{name}.py" for name in ("native", "native_sizes", "stored", "held")),
 )
 
 

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 KERNELS = [
     f"tests/kernels/test_{name}.py"
-    for name in ("lossless", "products", "panels", "rows", "rows_sizes")
+    for name in ("expand", "lossless", "products", "panels", "rows", "rows_sizes")
 ]
 INFER = [
     f"tests/infer/test_{name}.py"
-    for name in ("native", "native_sizes", "native_lifetime", "stored", "offload")
+    for name in ("native", "native_sizes", "native_lifetime", "stored", "held", "offload")
 ]
 
 
