@@ -29,16 +29,19 @@ from benchmarks.measure.decoding import (
 )
 from benchmarks.measure.machine import DISTURBED, Ceiling, measure_ceiling, watching_others
 from benchmarks.measure.results import write_result
+from moesaic.kernels.allocator import keep_freed_memory
 from moesaic.kernels.native.pack import Form
-from moesaic.model.build import load_model
 from moesaic.runlog import hardware
 
+_BFLOAT16 = {"weights", "lossless"}
+"""Forms with the values that transformers has."""
 _TRANSFORMERS = "takes part, too; in the best of its settings, or of those with TEXT in their name"
 
 
 def main() -> None:
     """Answer every question that was asked, all sides in turns."""
     options = _options()
+    keep_freed_memory()  # as the commands do, and what transformers is given
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         work = options.work or Path(stack.enter_context(TemporaryDirectory()))
@@ -48,17 +51,16 @@ def main() -> None:
                 print(file_of(options.shape, form, work, options.llama))
             return
         ceiling = measure_ceiling(torch.Generator().manual_seed(0))
-        model = load_model(weights, "bfloat16").requires_grad_(False)
         print(f"{options.shape} | reading {ceiling.read / 1e9:.1f} GB/s", flush=True)
         peer = _peer(options, weights)
         if peer is not None:
             stack.enter_context(closing(peer))
             any_prompt = Question(options.shape, "weights", 64, is_prefill=True)
-            check_same_logits(Ours.of(model, "weights", [any_prompt]), peer, any_prompt)
+            check_same_logits(Ours.of(weights, "weights", [any_prompt]), peer, any_prompt)
         for form in options.forms:
             asked = [one for one in _questions(options) if one.form == form]
-            sides: dict[str, Side] = {"moesaic": Ours.of(model, form, asked)}
-            if peer is not None and form == "weights":
+            sides: dict[str, Side] = {"moesaic": Ours.of(weights, form, asked)}
+            if peer is not None and form in _BFLOAT16:
                 sides["transformers"] = peer
             if options.llama is not None:
                 file = file_of(options.shape, form, work, options.llama)
@@ -72,7 +74,7 @@ def main() -> None:
 
 def _peer(options: argparse.Namespace, weights: Path) -> Peer | None:
     """transformers in its best setting, found anew."""
-    if options.transformers is None or "weights" not in options.forms:
+    if options.transformers is None or not _BFLOAT16 & {*options.forms}:
         return None
     tried = Question(options.shape, "weights", 64)
     settings = peer_settings(tried.case, options.compile, quick=False)

@@ -135,7 +135,7 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-"""For GNU's C library, what `moesaic.train.allocator` sets."""
+"""For GNU's C library, what `moesaic.kernels.allocator` sets."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from moesaic.checkpoint.fresh import write_fresh
 from moesaic.checkpoint.load import Reader
 from moesaic.infer.blocks import BLOCK, BlockPool, Held
 from moesaic.infer.decoder import Decoder, Fed, build_decoder
+from moesaic.infer.load import load_held
 from moesaic.kernels.groupwise import bits_per_weight
 from moesaic.kernels.native.pack import Form
 from moesaic.model.transformer import Transformer
@@ -28,7 +29,7 @@ CONTEXT_OF_BATCH = 128
 """Tokens that each of several sequences has in the cache before it goes on."""
 BITS: Mapping[Form, float] = {
     "weights": 16,
-    "lossless": 12.25,
+    "lossless": 12.2,
     "int8": bits_per_weight(8),
     "int4": bits_per_weight(4),
 }
@@ -84,8 +85,9 @@ class Ours:
     decoder: Decoder
 
     @classmethod
-    def of(cls, model: Transformer, form: Form, questions: Sequence[Question]) -> Self:
+    def of(cls, weights: Path, form: Form, questions: Sequence[Question]) -> Self:
         """With room for each of the questions."""
+        model = load_held(weights, "bfloat16", form=form)
         lengths = ((one.sequences, one.context + 2 * DECODED) for one in questions)
         pool = BlockPool(model.config, max(n * -(-length // BLOCK) for n, length in lengths))
         for layer in pool.layers:
@@ -126,8 +128,10 @@ class Ours:
         ids = tuple(question.case.inputs(1)[0][0].tolist())
         [found] = self.decoder.feed([Fed(held, ids)])
         held.release()
-        n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return {"parameters": n_parameters, "logits": found.logits_TV[-1, :512].tolist()}
+        return {
+            "parameters": params(self.model.config).total,
+            "logits": found.logits_TV[-1, :512].tolist(),
+        }
 
 
 def _decode(decoder: Decoder, held: list[Held]) -> None:

@@ -61,10 +61,13 @@ def chat(
     '''
     from moesaic.config.load import parse_changes
     from moesaic.infer.chat import Conversation
+    from moesaic.kernels.allocator import keep_freed_memory
 
     given = [f"temperature={temperature}", f"top_p={top_p}"]
     given += [f"max_new_tokens={max_new_tokens}", f"seed={seed}"]
     config = parse_changes(ChatConfig, [*given, *(changes or [])])
+    if config.memory is None:
+        keep_freed_memory()
     conversation = Conversation.load(folder, config)
     if _is_terminal():
         _tell(f"{_HINT}\n/help lists what else there is.")

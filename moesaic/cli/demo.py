@@ -46,7 +46,7 @@ def demo(
     """
     import time
 
-    from moesaic.train.allocator import keep_freed_memory
+    from moesaic.kernels.allocator import keep_freed_memory
     from moesaic.train.interrupt import stop_on_signal
 
     started = time.monotonic()

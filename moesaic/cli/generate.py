@@ -71,6 +71,7 @@ def generate(
     from moesaic.data.tokenizer import Tokenizer
     from moesaic.infer.held import cache_of
     from moesaic.infer.load import load_held
+    from moesaic.kernels.allocator import keep_freed_memory
     from moesaic.model.build import torch_device
 
     given = [f"max_new_tokens={max_new_tokens}", f"temperature={temperature}", f"seed={seed}"]
@@ -80,6 +81,8 @@ def generate(
     tokenizer = Tokenizer.load(folder)
     grammar = _grammar(folder, tokenizer, schema, config)
     device = torch_device(config.device)
+    if config.memory is None:
+        keep_freed_memory()
     model = load_held(folder, config.dtype, device, config.form, config.memory)
     drawn = config.model_dump(include=set(GenerateConfig.model_fields))
     show = _print_json if as_json else _print_text

@@ -62,8 +62,11 @@ def serve(
     """
     from moesaic.config.load import parse_changes
     from moesaic.config.serve import ServeConfig
+    from moesaic.kernels.allocator import keep_freed_memory
 
     config = parse_changes(ServeConfig, changes or [])
+    if config.memory is None:
+        keep_freed_memory()
     beside = _named(shards or [])
     try:
         from moesaic.serve.load import load_served

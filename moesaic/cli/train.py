@@ -35,7 +35,7 @@ def train(
     from moesaic.config.load import read_run_file
     from moesaic.config.train import TrainConfig
     from moesaic.esft.recipe import train_slice
-    from moesaic.train.allocator import keep_freed_memory
+    from moesaic.kernels.allocator import keep_freed_memory
     from moesaic.train.interrupt import stop_on_signal
     from moesaic.train.loop import train
     from moesaic.train.progress import display

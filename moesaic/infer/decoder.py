@@ -185,7 +185,8 @@ class CpuDecoder:
         self.model, self.pool = model, pool
         self._native = NativeDecoder(model, pool, form, load)
         codes, dtype = held_codes(model), model.model.embed_tokens.weight.dtype
-        self._many = TorchDecoder(model, pool, load) if codes or form == "weights" else None
+        is_shared = codes or form in ("weights", "lossless")
+        self._many = TorchDecoder(model, pool, load) if is_shared else None
         self._few = _FEW_OF_INTEGERS[dtype] if codes & BITS.keys() else _FEW
 
     def feed(self, fed: Sequence[Fed]) -> list[Found]:

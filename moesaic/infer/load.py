@@ -18,7 +18,7 @@ from moesaic.infer.stored import Sizes, Source, expert_kinds, read_expert_
 from moesaic.kernels.native.build import library
 from moesaic.kernels.native.pack import FLOAT_FORMATS, Form, Rows
 from moesaic.kernels.native.structures import native_library
-from moesaic.model.build import empty_model, load_model, torch_dtype
+from moesaic.model.build import empty_model, load_model, torch_device, torch_dtype
 from moesaic.model.linear import Linear
 from moesaic.model.residency import Residency, layers_with_experts
 from moesaic.model.transformer import Transformer
@@ -55,7 +55,7 @@ def load_held(
         ConfigError: if the memory is too small, or the weights do not come in such a form.
         RequestError: if a form is asked for and there is no compiled decoder.
     """
-    reader, device = Reader(folder), torch.device(device)
+    reader, device = Reader(folder), torch_device(device)
     source = _held_from(reader, torch_dtype(dtype), device, form, memory)
     if source is None:
         return load_model(folder, dtype, device).requires_grad_(False)
@@ -85,7 +85,7 @@ def load_spacious(
         ConfigError: see `load_held`.
         RequestError: if a form is asked for and there is no compiled decoder.
     """
-    dtype, device = torch_dtype(dtype), torch.device(device)
+    dtype, device = torch_dtype(dtype), torch_device(device)
     source = _held_from(reader, dtype, device, form, memory)
     if source is not None:
         return _hold(source, device, memory, room)

@@ -155,6 +155,8 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states: [..., D] to [..., V]."""
+        if self.lm_head is not None:
+            return self.lm_head(hidden)
         return linear(hidden, self.head_weight.to(hidden.dtype))
 
     def loss(

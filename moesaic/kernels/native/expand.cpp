@@ -170,7 +170,13 @@ void expand_rows(const Matrix& rows, T* out, int threads) {
   }
 }
 
-inline void widen_all(const uint16_t* from, int count, uint16_t* to) { std::copy(from, from + count, to); }
+// Where a window of values is made: where it belongs, if all of it does and as it is.
+inline uint16_t* place_of(uint16_t* out, uint16_t* beside, bool is_whole) { return is_whole ? out : beside; }
+inline uint16_t* place_of(float*, uint16_t* beside, bool) { return beside; }
+
+inline void widen_all(const uint16_t* from, int count, uint16_t* to) {
+  if (from != to) std::copy(from, from + count, to);
+}
 inline void widen_all(const uint16_t* from, int count, float* to) {
 #pragma omp simd
   for (int i = 0; i < count; i++) to[i] = widen(from[i]);
@@ -182,12 +188,18 @@ void expand_lossless(const Matrix& rows, T* out, int threads) {
   for (int64_t r = 0; r < rows.rows; r++) {
     const Lossless row(rows, r);
     const Lossless::Known known = row.exponents();
-    alignas(64) uint16_t values[kWindow];
+    alignas(64) uint16_t beside[kWindow];
     int other = 0;
     for (int start = 0; start < rows.width; start += kWindow) {
+      const int count = std::min(kWindow, rows.width - start);
+      T* to = out + r * rows.width + start;
+      uint16_t* values = place_of(to, beside, count == kWindow);
+#ifdef MOESAIC_AVX512
+      fetch_window<1>(row.row, start / kWindow);
+#endif
       row.take_apart(start / kWindow, values, known);
       other = row.put_others(start / kWindow, other, values);
-      widen_all(values, std::min(kWindow, rows.width - start), out + r * rows.width + start);
+      widen_all(values, count, to);
     }
   }
 }

@@ -2,7 +2,8 @@
 
 The C library gives large blocks back to the system as soon as they are freed. A step on a CPU makes
 and frees hundreds of them, and the system maps and clears each anew: on two cores of an AMD EPYC
-that took a tenth to a third of the time of a training step (see docs/decisions/0009).
+that took a tenth to a third of the time of a training step, and up to a quarter of a prompt's (see
+docs/decisions/0009).
 """
 
 import ctypes
@@ -17,7 +18,7 @@ _PAD = 2**28
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, where the next step will need as much again.
 
-    For a program that trains, not for a library: it holds for the whole process and for good.
+    For a program, not for a library: it holds for the whole process and for good.
 
     Returns:
         Whether the C library can do that; only GNU's does.

@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from moesaic.train.allocator import keep_freed_memory
+from moesaic.kernels.allocator import keep_freed_memory
 if {kept}:
     assert keep_freed_memory()
 for step in range(30):
