@@ -55,9 +55,10 @@ def chat(
     answers go to the standard output.
 
     Settings of --set: system, context, chat_template (deepseek-v2, deepseek-v3 or deepseek-r1,
-    where the folder has none), dtype, device, form (int8 or int4 on a CPU), memory (most bytes
-    of weights, as 8GiB: experts that do not fit are read when they are chosen), speculate
-    (always or auto: the model's prediction module drafts tokens), top_k, stop.
+    where the folder has none), dtype, device, form (on a CPU; lossless: the same weights in
+    three quarters of the memory; int8 or int4: rounded ones in less), memory (most bytes of
+    weights, as 8GiB: experts that do not fit are read when they are chosen), speculate (always
+    or auto: the model's prediction module drafts tokens), top_k, stop.
     '''
     from moesaic.config.load import parse_changes
     from moesaic.infer.chat import Conversation

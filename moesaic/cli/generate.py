@@ -63,9 +63,9 @@ def generate(
     beside it the experts that are used most. A line on the standard error tells how that went.
 
     Further settings of --set: top_p, top_k, stop (texts before which to stop), dtype (float32,
-    bfloat16 or float16), device (cpu, cuda, …), form (int8 or int4 hold the weights in fewer
-    bits; on a CPU), and speculate (always or auto: the model's prediction module drafts tokens,
-    always or as long as that is measured to be faster).
+    bfloat16 or float16), device (cpu, cuda, …), form (on a CPU; lossless: the same bfloat16
+    weights in 12 bits each; int8 or int4: rounded to fewer), and speculate (always or auto: the
+    model's prediction module drafts tokens, always or as long as that is measured to be faster).
     """
     from moesaic.config.load import parse_changes
     from moesaic.data.tokenizer import Tokenizer

@@ -56,8 +56,9 @@ def serve(
     chat_template (deepseek-v2, deepseek-v3 or deepseek-r1, where the folder has none),
     timeout_s, arrival_s, unread_s (what a client may let the server wait for its request, and
     for taking its answer), closing_s, max_new_tokens, max_choices, max_body_bytes, dtype,
-    device, form (int8 or int4 on a CPU), memory (most bytes of weights, as 8GiB: experts that
-    do not fit are read when they are chosen), trusted (keys that must have signed shards), and
+    device, form (on a CPU; lossless: the same weights in three quarters of the memory; int8 or
+    int4: rounded ones in less), memory (most bytes of weights, as 8GiB: experts that do not
+    fit are read when they are chosen), trusted (keys that must have signed shards), and
     api_keys='["KEY"]', without which everybody who reaches the port is answered.
     """
     from moesaic.config.load import parse_changes

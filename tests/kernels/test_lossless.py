@@ -111,6 +111,15 @@ def test_a_row_takes_three_quarters_of_its_bytes_and_a_little_beside():
     assert lossless.bytes_of(704) == 5 * 192 + 128  # half a window, up to the next line
 
 
+def test_the_widest_row_has_as_many_others_as_a_byte_counts():
+    weight = weights(1, 2**16)
+    weight[0, :: 2**16 // 250] = 1e25
+    assert lossless.n_others(2**16) == 255
+    assert torch.equal(values(packed(weight)), weight)
+    with pytest.raises(CheckpointError, match=r"rows of some\.weight are too wide"):
+        packed(weights(1, 2**16 + 1))
+
+
 def test_parts_of_rows_are_in_their_memory():
     weight = weights(10, 200)
     weight[4, 3] = 1e20

@@ -30,7 +30,7 @@ struct Lossless {
         others(const_cast<uint32_t*>(weight.others) + index * room(weight.width)),
         width(weight.width) {}
 
-  static int64_t room(int64_t width) { return 8 + width / 256; }
+  static int64_t room(int64_t width) { return std::min<int64_t>(255, 8 + width / 256); }
   // Whole windows of a row, and whether half a one follows.
   static int64_t windows(int64_t width) { return (width + kHalf - 1) / kWindow; }
   static bool has_half(int64_t width) { return windows(width) * kWindow < width; }

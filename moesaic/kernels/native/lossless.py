@@ -21,8 +21,8 @@ def bytes_of(width: int) -> int:
 
 
 def n_others(width: int) -> int:
-    """For how many values of a row with other exponents there is room."""
-    return 8 + width // 256
+    """For how many values of a row with other exponents there is room; they are counted in a byte."""
+    return min(255, 8 + width // 256)
 
 
 def values_of(rows: Tensor, heads: Tensor, others: Tensor, width: int) -> Tensor:
