@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 
+import torch
 from torch import Tensor
 
 _PAGE = 2**21
@@ -22,3 +23,18 @@ def in_large_pages(tensor: Tensor) -> Tensor:
     if n_bytes > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(n_bytes), advice)
     return tensor
+
+
+def empty_in_large_pages(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU, without values, in memory that nothing was ever written to.
+
+    What a process has freed and takes again stays in the pages it was in. Where there are no large
+    pages, or the tensor would not fill one, it is like any other.
+    """
+    n_bytes = torch.Size(shape).numel() * dtype.itemsize
+    if n_bytes < _PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(*shape, dtype=dtype)
+    memory = mmap.mmap(-1, n_bytes + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    whole = torch.frombuffer(memory, dtype=torch.uint8, offset=-address % _PAGE, count=n_bytes)
+    return in_large_pages(whole.view(dtype).view(shape))

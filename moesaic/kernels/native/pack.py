@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moesaic.errors import CheckpointError, RequestError
 from moesaic.kernels.groupwise import GROUP, Bits, codes_of, quantise_groups
-from moesaic.kernels.large_pages import in_large_pages
+from moesaic.kernels.large_pages import empty_in_large_pages
 from moesaic.kernels.native import lossless
 from moesaic.kernels.native.build import library
 from moesaic.kernels.quantise import BLOCK, FP8
@@ -73,16 +73,14 @@ class Rows:
     def empty(cls, n: int, width: int, kind: Kind, device: torch.device | str = "cpu") -> "Rows":
         """Room for some rows."""
         if kind in _CODE_FORMATS:
-            codes = torch.empty(n, _code_bytes(width, kind), dtype=torch.uint8, device=device)
+            codes = _room(n, _code_bytes(width, kind), torch.uint8, device)
             scales = torch.empty(n, n_scales(width, kind), dtype=_SCALES[kind], device=device)
             others = None
             if kind == "lossless":
                 shape = n, lossless.n_others(width)
                 others = torch.empty(shape, dtype=torch.int32, device=device)
-            return cls(in_large_pages(codes), scales, width, kind, others)
-        dtype: torch.dtype = getattr(torch, kind)
-        values = torch.empty(n, width, dtype=dtype, device=device)
-        return cls(in_large_pages(values), None, width, kind)
+            return cls(codes, scales, width, kind, others)
+        return cls(_room(n, width, getattr(torch, kind), device), None, width, kind)
 
     @property
     def n_bytes(self) -> int:
@@ -210,6 +208,12 @@ def _stored(codes: Tensor, kind: Kind) -> Tensor:
     padded = F.pad(codes, (0, -codes.shape[-1] % GROUP)).to(torch.int16)
     shifted = (padded + 2 ** (BITS[kind] - 1)).to(torch.uint8)
     return shifted if kind == "int8" else shifted[..., 0::2] | (shifted[..., 1::2] << 4)
+
+
+def _room(n: int, width: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    if torch.device(device).type == "cpu":
+        return empty_in_large_pages(n, width, dtype=dtype)
+    return torch.empty(n, width, dtype=dtype, device=device)
 
 
 def _library() -> ctypes.CDLL:
