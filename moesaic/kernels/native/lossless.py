@@ -21,7 +21,7 @@ def bytes_of(width: int) -> int:
 
 
 def n_others(width: int) -> int:
-    """For how many values of a row with other exponents there is room; they are counted in a byte."""
+    """For how many values of a row with other exponents there is room; a byte counts them."""
     return min(255, 8 + width // 256)
 
 
