@@ -33,7 +33,7 @@ BITS: Mapping[Form, float] = {
     "int8": bits_per_weight(8),
     "int4": bits_per_weight(4),
 }
-"""Of one weight and its share of the scales."""
+"""Of one weight and its share of the scales, or of what fills up a row."""
 _THEIRS: dict[Form, str] = {"weights": "bf16", "lossless": "bf16", "int8": "q8_0", "int4": "q4_0"}
 
 

@@ -67,7 +67,7 @@ def chat(
     given = [f"temperature={temperature}", f"top_p={top_p}"]
     given += [f"max_new_tokens={max_new_tokens}", f"seed={seed}"]
     config = parse_changes(ChatConfig, [*given, *(changes or [])])
-    if config.memory is None:
+    if config.memory is None and config.device == "cpu":
         keep_freed_memory()
     conversation = Conversation.load(folder, config)
     if _is_terminal():

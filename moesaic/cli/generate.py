@@ -81,7 +81,7 @@ def generate(
     tokenizer = Tokenizer.load(folder)
     grammar = _grammar(folder, tokenizer, schema, config)
     device = torch_device(config.device)
-    if config.memory is None:
+    if config.memory is None and device.type == "cpu":
         keep_freed_memory()
     model = load_held(folder, config.dtype, device, config.form, config.memory)
     drawn = config.model_dump(include=set(GenerateConfig.model_fields))

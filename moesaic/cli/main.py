@@ -1,5 +1,6 @@
 """``moesaic``: the app, its commands, and what a mistake looks like on a terminal."""
 
+import errno
 import re
 import sys
 from importlib import import_module
@@ -14,6 +15,8 @@ import moesaic
 from moesaic.cli.messages import messages
 from moesaic.errors import MoesaicError, TrainingError, suggest
 
+_OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE)
+"""Errors of writing, which do not always name the file."""
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 VERBS = {
@@ -113,6 +116,8 @@ def main() -> None:
     except MoesaicError as error:
         _stop(str(error), 1 if isinstance(error, TrainingError) else 2)
     except OSError as error:
+        if error.filename is None and error.errno not in _OF_FILES:
+            raise
         _stop(f"a file or the output cannot be read or written: {error}", 1)
     except (MemoryError, RuntimeError) as error:
         _stop(_too_little_memory(error), 1)

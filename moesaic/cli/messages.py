@@ -11,6 +11,8 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
+        if sys.stderr is None:  # closed by who started this
+            return
         if record.levelno >= logging.WARNING or sys.stderr.isatty():
             print(f"moesaic: {self.format(record)}", file=sys.stderr, flush=True)
 

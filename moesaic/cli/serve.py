@@ -66,7 +66,7 @@ def serve(
     from moesaic.kernels.allocator import keep_freed_memory
 
     config = parse_changes(ServeConfig, changes or [])
-    if config.memory is None:
+    if config.memory is None and config.device != "cuda":
         keep_freed_memory()
     beside = _named(shards or [])
     try:

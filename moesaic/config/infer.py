@@ -38,8 +38,8 @@ class HeldConfig(GenerateConfig):
     """Where the model is held: cpu, cuda, cuda:1, …"""
     form: Literal["weights", "lossless", "int8", "int4"] = "weights"
     """How matrices are held on a CPU: weights as they are stored; lossless the same bfloat16
-    numbers in 12 bits each, which takes less memory and time and writes the same tokens; int8 or
-    int4 in integers with a scale per group."""
+    numbers in 12 bits each, which takes less memory, and less time where reading it decides; int8
+    or int4 in integers with a scale per group."""
     memory: Memory | None = None
     """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. None
     holds all."""

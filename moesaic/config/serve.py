@@ -76,8 +76,8 @@ class ServeConfig(Settings):
     """``auto`` takes a GPU if there is one."""
     form: Literal["weights", "lossless", "int8", "int4"] = "weights"
     """How matrices are held on a CPU: weights as they are stored; lossless the same bfloat16
-    numbers in 12 bits each, which takes less memory and time and writes the same tokens; int8 or
-    int4 in integers with a scale per group."""
+    numbers in 12 bits each, which takes less memory, and less time where reading it decides; int8
+    or int4 in integers with a scale per group."""
     memory: Memory | None = None
     """Most bytes of weights, as 8GiB: experts that do not fit are read when they are chosen. Those
     of shards have their room in it; what else shards change comes on top. None holds all."""

@@ -156,6 +156,8 @@ class Tokenizer:
         try:
             return engine.encode(text, add_special_tokens=False).ids
         except TypeError:
+            if not any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise
             raise DataError(
                 "a text has half of a surrogate pair, which is no character; give it in UTF-8"
             ) from None

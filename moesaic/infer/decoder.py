@@ -260,7 +260,8 @@ def build_decoder(
     """The fastest decoder that serves a model where it is; it counts tokens of experts in ``load``.
 
     Raises:
-        RequestError: if integer weights are asked for and there is no compiled form.
+        CheckpointError: if its weights cannot be held in that form: see `as_rows`.
+        RequestError: if another form is asked for and there is nothing compiled.
     """
     if form == "weights" and can_be_recorded(model):
         return GpuDecoder(model, pool, load)

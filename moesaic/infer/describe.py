@@ -34,11 +34,12 @@ class Description:
         Args:
             model: on a CPU, in float32 or bfloat16.
             pool: where its caches lie.
-            form: how to hold its matrices; embedding, norms, routers and ``kv_b_proj`` stay as
-                they are, and so do those that are `Rows` already.
+            form: how to hold its matrices; embedding, norms and routers stay as they are, and so
+                do those that are `Rows` already, and ``kv_b_proj`` where it would be rounded.
             need: ``Need`` of model.h, for a model with a cache of experts.
 
         Raises:
+            CheckpointError: if its weights cannot be held in that form: see `as_rows`.
             RequestError: if the compiled functions do not know everything in the model.
         """
         check_served(model, pool)

@@ -38,7 +38,7 @@ class HeldLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The float32 weight, made anew where it is held as codes."""
-        return self.rows.floats()
+        return _floats(self.rows, torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis."""

@@ -52,7 +52,7 @@ def load_held(
 
     Raises:
         CheckpointError: if the folder is incomplete, damaged, or does not fit its config.json.
-        ConfigError: if the memory is too small, or the weights do not come in such a form.
+        ConfigError: if the memory is too small, or the weights or the device do not allow the form.
         RequestError: if a form is asked for and there is no compiled decoder.
     """
     reader, device = Reader(folder), torch_device(device)
@@ -100,6 +100,8 @@ def _held_from(
 ) -> Source | None:
     """What weights are held from that are not plain parameters; None where all are."""
     if form != "weights":
+        if device.type != "cpu":
+            raise ConfigError(f"form={form} is for a CPU; leave it out, or device={device}")
         native_library()
     compiled = _has_compiled_form(reader.config, dtype, device)
     quantised = reader.config.quantization_config is not None

@@ -52,6 +52,7 @@ class NativeDecoder:
             load: where to count the tokens of each expert; None does not.
 
         Raises:
+            CheckpointError: see `Description`.
             RequestError: if there is no compiled form, or not of this model.
         """
         self._library = native_library()

@@ -113,7 +113,7 @@ class SpareExperts:
             tensors: the weights, each under what the inventory says of it.
 
         Raises:
-            CheckpointError: if one is not finite and is to be held as integers.
+            CheckpointError: if one cannot be held so: see `Rows.put_`.
         """
         model = _same_tensors(self.model)
         _point(model, slots)

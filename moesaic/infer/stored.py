@@ -63,7 +63,9 @@ class Source:
     def kind_of_all(self, specs: Sequence[TensorSpec]) -> Kind:
         """How some weights are held, if it has to be the same for all."""
         kinds: set[Kind] = {self.kind(spec) for spec in specs}
-        return kinds.pop() if len(kinds) == 1 else FLOAT_KINDS[self.dtype]
+        if len(kinds) == 1:
+            return kinds.pop()
+        return "lossless" if self.form == "lossless" else FLOAT_KINDS[self.dtype]
 
     def read_into_(self, rows: Rows, name: str) -> None:
         """Fill rows with a tensor.
@@ -158,7 +160,7 @@ def put_(rows: Rows, weight: Tensor | Fp8Weight, name: str) -> None:
     """Fill rows with a tensor as a checkpoint would store it, like `Source.read_into_`.
 
     Raises:
-        CheckpointError: if it is not finite and is to be made integers.
+        CheckpointError: if it cannot be made what the rows are: see `Rows.put_`.
     """
     if rows.kind == "float8":
         assert isinstance(weight, Fp8Weight)

@@ -34,7 +34,10 @@ def empty_in_large_pages(*shape: int, dtype: torch.dtype) -> Tensor:
     n_bytes = torch.Size(shape).numel() * dtype.itemsize
     if n_bytes < _PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(*shape, dtype=dtype)
-    memory = mmap.mmap(-1, n_bytes + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, n_bytes + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # too little memory: torch says so as elsewhere, if it has no more
+        return torch.empty(*shape, dtype=dtype)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     whole = torch.frombuffer(memory, dtype=torch.uint8, offset=-address % _PAGE, count=n_bytes)
     return in_large_pages(whole.view(dtype).view(shape))

@@ -166,14 +166,17 @@ def test_experts_are_found_in_other_slots(generator: torch.Generator):
 
 
 @pytest.mark.skipif(isinstance(library(), str), reason=f"not compiled: {library()}")
-@pytest.mark.parametrize(("kind", "n"), [("int8", 513), ("int4", 513), ("weights", 129)])
+@pytest.mark.parametrize(
+    ("kind", "n"), [("int8", 513), ("int4", 513), ("weights", 129), ("lossless", 129)]
+)
 def test_long_prompts_go_through_the_floats_that_codes_stand_for(
     kind: Form, n: int, tmp_path: Path
 ):
     config = get_preset("tiny-v2").changed(num_hidden_layers=2)
     save(tmp_path, config, random_model(config).state_dict(), "float32")
-    model = load_held(tmp_path, form=kind)
-    pool = BlockPool(config, 512, block=8, dtype=torch.float32)
+    dtype = torch.bfloat16 if kind == "lossless" else torch.float32
+    model = load_held(tmp_path, dtype, form=kind)
+    pool = BlockPool(config, 512, block=8, dtype=dtype)
     through, decoder = TorchDecoder(model, pool), build_decoder(model, pool, kind)
     for length, is_long in ((n, True), (n - 1, False)):
         fed = Fed(Held(pool), tuple(random_ids(config, length).tolist()))

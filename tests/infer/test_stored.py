@@ -22,7 +22,7 @@ from moesaic.infer.held import HeldExperts, HeldLinear
 from moesaic.infer.load import load_held
 from moesaic.infer.stored import Source
 from moesaic.kernels.native.build import library
-from moesaic.kernels.native.pack import Rows
+from moesaic.kernels.native.pack import Form, Rows
 from moesaic.model.build import load_model
 from moesaic.model.transformer import Transformer
 from moesaic.planner.inventory import tensors
@@ -165,6 +165,14 @@ def test_only_bfloat16_is_held_lossless(quantised: Callable[..., Path]):
         match=r"form=lossless holds bfloat16 and no torch\.float32; set dtype=bfloat16, or leave",
     ):
         load_held(quantised("fp8"), form="lossless")
+
+
+@pytest.mark.parametrize("form", ["lossless", "int8"])
+def test_forms_are_for_a_cpu(quantised: Callable[..., Path], form: Form):
+    with pytest.raises(
+        ConfigError, match=f"form={form} is for a CPU; leave it out, or device=meta"
+    ):
+        load_held(quantised("fp8"), "bfloat16", "meta", form)
 
 
 _PEAK = """

@@ -214,8 +214,9 @@ def test_what_it_costs_that_there_is_no_library_is_told_with_what_to_install(
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
         "nothing is compiled for this processor: no C++ compiler was found (looked for c++, g++, "
-        "clang++). All works without, but on a CPU text is written 4 to 10 times slower, and "
-        "training takes longer; install a C++ compiler with OpenMP, as with: apt install g++"
+        "clang++). All but the setting form works without, but on a CPU text is written 4 to 10 "
+        "times slower, and training takes longer; install a C++ compiler with OpenMP, as with: "
+        "apt install g++"
     )
 
 

@@ -14,7 +14,9 @@ from moesaic.kernels.native.expand import expand
 from moesaic.kernels.native.pack import Kind, Rows
 
 SCALED: list[Kind] = ["int8", "int4", "float8"]
-KINDS: list[Kind] = [*SCALED, "lossless"]
+KINDS: list[Kind] = [*SCALED]
+if not isinstance(library(), str):
+    KINDS.append("lossless")
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [(1, 1), (3, 31), (5, 33), (2, 64), (4, 127), (3, 130), (7, 320), (0, 64), (40, 201)]
 
@@ -59,7 +61,7 @@ def test_bits_are_those_of_the_codes_times_their_scales(
     assert_same(out, rows.floats().to(dtype))
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("kind", sorted({*get_args(Kind)} - {"lossless"} | {*KINDS}))
 def test_every_kind_of_rows_has_values(kind: Kind, generator: torch.Generator):
     weight = torch.randn(6, 70, generator=generator)
     rows = Rows.empty(6, 70, kind)

@@ -62,9 +62,9 @@ def library() -> ctypes.CDLL | str:
             reasons.append(f"{compiler} could not compile it: {_first_error(error)}")
     reason = "; ".join(reasons) or f"no C++ compiler was found (looked for {', '.join(_COMPILERS)})"
     _LOG.warning(
-        "nothing is compiled for this processor: %s. All works without, but on a CPU text is "
-        "written 4 to 10 times slower, and training takes longer; install a C++ compiler with "
-        "OpenMP, as with: apt install g++",
+        "nothing is compiled for this processor: %s. All but the setting form works without, but "
+        "on a CPU text is written 4 to 10 times slower, and training takes longer; install a C++ "
+        "compiler with OpenMP, as with: apt install g++",
         reason,
     )
     return reason

@@ -31,8 +31,10 @@ FLOAT_KINDS: dict[torch.dtype, Kind] = {
 FLOAT_FORMATS = {torch.float32: 0, torch.bfloat16: 1}
 _CODE_FORMATS = {"int8": 2, "int4": 3, "float8": 4, "lossless": 5}
 _SCALES = {
-    **{"int8": torch.bfloat16, "int4": torch.bfloat16},
-    **{"float8": torch.float32, "lossless": torch.uint8},
+    "int8": torch.bfloat16,
+    "int4": torch.bfloat16,
+    "float8": torch.float32,
+    "lossless": torch.uint8,
 }
 """Types of what stands beside the codes of a row."""
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
@@ -77,6 +79,7 @@ class Rows:
             scales = torch.empty(n, n_scales(width, kind), dtype=_SCALES[kind], device=device)
             others = None
             if kind == "lossless":
+                scales.zero_()  # rows that are not filled list nothing
                 shape = n, lossless.n_others(width)
                 others = torch.empty(shape, dtype=torch.int32, device=device)
             return cls(codes, scales, width, kind, others)
@@ -120,8 +123,12 @@ class Rows:
 
     def _put_lossless_(self, weight: Tensor, name: str) -> None:
         if self.width > 2**16:
-            raise CheckpointError(f"rows of {name} are too wide for form=lossless: {self.width}")
+            raise CheckpointError(
+                f"rows of {name} have {self.width} values, and form=lossless takes at most "
+                f"{2**16}; use form=weights"
+            )
         found = _library()
+        assert self.values.device.type == "cpu"
         values = weight.detach().to(torch.bfloat16).contiguous()
         assert values.shape == (len(self.values), self.width)
         put = found.moesaic_put_lossless
