@@ -168,8 +168,9 @@ def _smaller(source: Source, n_beside: int) -> list[str]:
             forms = ("lossless", *forms)
         others.update({f"form={form}": replace(source, form=form) for form in forms})
     config = source.reader.config
+    now = _least(Sizes.of(source), config, n_beside)
     least = {how: _least(Sizes.of(each), config, n_beside) for how, each in others.items()}
-    return [f"{_size(n_bytes)} with {how}" for how, n_bytes in least.items()]
+    return [f"{_size(n_bytes)} with {how}" for how, n_bytes in least.items() if n_bytes < now]
 
 
 def _size(n_bytes: int) -> str:
