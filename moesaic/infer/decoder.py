@@ -260,8 +260,7 @@ def build_decoder(
     """The fastest decoder that serves a model where it is; it counts tokens of experts in ``load``.
 
     Raises:
-        CheckpointError: if its weights cannot be held in that form: see `as_rows`.
-        RequestError: if another form is asked for and there is nothing compiled.
+        CheckpointError, RequestError: if the form is asked for and cannot be had: see `as_rows`.
     """
     if form == "weights" and can_be_recorded(model):
         return GpuDecoder(model, pool, load)

@@ -15,10 +15,11 @@ from moesaic.infer.held import HeldExperts, HeldLinear
 from moesaic.infer.offload import ExpertCache
 from moesaic.infer.spare import SpareExperts
 from moesaic.infer.stored import Sizes, Source, expert_kinds, read_expert_
+from moesaic.kernels.large_pages import empty_in_large_pages
 from moesaic.kernels.native.build import library
 from moesaic.kernels.native.pack import FLOAT_FORMATS, Form, Rows
 from moesaic.kernels.native.structures import native_library
-from moesaic.model.build import empty_model, load_model, torch_device, torch_dtype
+from moesaic.model.build import empty_model, torch_device, torch_dtype
 from moesaic.model.linear import Linear
 from moesaic.model.residency import Residency, layers_with_experts
 from moesaic.model.transformer import Transformer
@@ -58,7 +59,12 @@ def load_held(
     reader, device = Reader(folder), torch_device(device)
     source = _held_from(reader, torch_dtype(dtype), device, form, memory)
     if source is None:
-        return load_model(folder, dtype, device).requires_grad_(False)
+        model = empty_model(reader.config, dtype, device).requires_grad_(False)
+        for parameter in model.parameters():
+            if device.type == "cpu":
+                parameter.data = empty_in_large_pages(*parameter.shape, dtype=parameter.dtype)
+        load_into(reader, model.state_dict())
+        return model
     return _hold(source, device, memory, {}).model
 
 

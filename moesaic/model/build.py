@@ -9,7 +9,7 @@ import torch
 from moesaic.checkpoint.load import Reader, load_into
 from moesaic.config.model import ModelConfig
 from moesaic.errors import ConfigError, suggest
-from moesaic.kernels.large_pages import empty_in_large_pages
+from moesaic.kernels.large_pages import in_large_pages
 from moesaic.model.residency import Residency
 from moesaic.model.transformer import Transformer
 
@@ -108,10 +108,8 @@ def load_model(
     """
     reader = Reader(folder)
     model = empty_model(reader.config, dtype, device, residency, compute_dtype, recompute)
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu":
-            parameter.data = empty_in_large_pages(*parameter.shape, dtype=parameter.dtype)
-    load_into(reader, model.state_dict(), model.residency.stacks(model.config))
+    state = {name: in_large_pages(tensor) for name, tensor in model.state_dict().items()}
+    load_into(reader, state, model.residency.stacks(model.config))
     return model
 
 
